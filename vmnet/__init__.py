@@ -1,0 +1,1 @@
+"""User-defined networks for Kubernetes pods and KubeVirt VMs."""

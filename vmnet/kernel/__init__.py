@@ -1,0 +1,1 @@
+"""The kernel seam: the only code that speaks netlink, loads nftables and opens raw sockets."""

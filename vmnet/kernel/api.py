@@ -1,0 +1,78 @@
+"""What the product needs of the Linux kernel. ``linux`` is the real one, ``fake`` the stateful stand-in for tests."""
+
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from vmnet.model.names import InterfaceName, NamespaceName
+from vmnet.plan.ops import Op
+from vmnet.plan.state import NetworkState, NodeState, PodState
+
+
+class KernelError(Exception):
+    """An operation failed: ``op`` is what was tried, ``errno`` the kernel's answer (0 when it gave none)."""
+
+    def __init__(self, message: str, *, op: Op | None = None, errno: int = 0) -> None:
+        super().__init__(message)
+        self.op = op
+        self.errno = errno
+
+
+class Gone(KernelError):
+    """The namespace or interface vanished meanwhile: observe again."""
+
+
+class Unsupported(KernelError):
+    """This kernel lacks what the operation needs; the message says which module or option. Terminal."""
+
+
+class Kernel(Protocol):
+    """One node's kernel. All names are looked up in this process's mount namespace (``/run/netns``)."""
+
+    async def observe_node(self) -> NodeState:
+        """The node's own namespace: uplink, join veths with their addresses, which ``vmnet-*`` namespaces exist."""
+        ...
+
+    async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
+        """Links, addresses, neighbours, FDB, sets and chains of one network namespace; None when it does not exist."""
+        ...
+
+    async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
+        """One interface inside a pod; ``netns`` is the path CNI gave. None when namespace or interface is not there."""
+        ...
+
+    async def apply(self, ops: Sequence[Op]) -> None:
+        """Carry out in order, batched where the kernel allows; stops at the first failure. Raises KernelError."""
+        ...
+
+    async def packet_socket(
+        self,
+        namespace: NamespaceName,
+        interface: InterfaceName,
+        *,
+        protocols: Sequence[int] = (),
+        udp_ports: Sequence[int] = (),
+    ) -> socket.socket:
+        """Non-blocking AF_PACKET/SOCK_RAW socket bound to the interface.
+
+        A BPF filter passes only the given EtherTypes (``protocols``; all when empty) and, of IPv4/IPv6 UDP, only the
+        given destination ports when ``udp_ports`` is not empty (with 0x86DD and udp_ports, router solicitations pass too).
+        """
+        ...
+
+    async def udp_socket(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        """Non-blocking UDP socket bound inside the namespace."""
+        ...
+
+    async def tcp_listener(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        """Non-blocking listening TCP socket inside the namespace."""
+        ...
+
+    async def close(self) -> None:
+        """Give up sockets and workers; kernel state stays."""
+        ...

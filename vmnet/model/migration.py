@@ -1,0 +1,40 @@
+"""A live migration, derived from observed facts (never advanced by events that may be missed)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmnet.model.endpoint import MachineReference
+
+
+class MigrationPhase(StrEnum):
+    """Where a migration stands, as the VirtualMachineInstance and its pods show it."""
+
+    STAGING = "staging"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Key(StrEnum):
+    """What opened the target's port."""
+
+    FRAME = "frame"
+    """The guest's own RARP, in the kernel."""
+    ANNOTATION = "annotation"
+    """KubeVirt's migration-target-ready-timestamp, or the VMI status."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutOver:
+    """What one agent saw of one cut-over. Times are seconds since the epoch, None where nothing was seen."""
+
+    machine: MachineReference
+    network: str
+    node: str
+    key: Key
+    opened_at: float
+    frame_at: float | None = None
+    annotation_at: float | None = None
+    first_frame_at: float | None = None
+    """First frame the new port carried towards the guest after it opened."""
+    announcements: int = 0

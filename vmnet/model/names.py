@@ -1,0 +1,90 @@
+"""Every name that the kernel, Kubernetes or another program sees, and how it is derived.
+
+Interface names are at most 15 characters (IFNAMSIZ - 1); all of them are made here.
+"""
+
+import hashlib
+from typing import Final, NewType
+
+NetworkId = NewType("NetworkId", int)
+"""Cluster-wide number of a network, 1 … 2**23 - 1. It is the VNI of the L2 segment."""
+MacAddress = NewType("MacAddress", str)
+"""Lower case, colon separated: ``0a:58:c0:a8:00:05``."""
+InterfaceName = NewType("InterfaceName", str)
+NamespaceName = NewType("NamespaceName", str)
+"""Name of a network namespace below ``/run/netns``."""
+
+# In the pod (contract: KubeVirt finds the primary interface by this name).
+PRIMARY_INTERFACE: Final = InterfaceName("ovn-udn1")
+DEFAULT_INTERFACE: Final = InterfaceName("eth0")
+
+# In the network namespace of a node.
+BRIDGE: Final = InterfaceName("br0")
+VXLAN_L2: Final = InterfaceName("vx0")
+VXLAN_L3: Final = InterfaceName("rt0")
+UPLINK: Final = InterfaceName("up0")
+
+# Kubernetes: labels, annotations, finalizers (docs/architecture.md, "Names").
+NETWORK_PROTECTION_FINALIZER: Final = "k8s.ovn.org/user-defined-network-protection"
+PRIMARY_NETWORK_LABEL: Final = "k8s.ovn.org/primary-user-defined-network"
+NAD_LABEL: Final = "k8s.ovn.org/user-defined-network"
+NETWORK_ID_ANNOTATION: Final = "k8s.ovn.org/network-id"
+"""Decimal NetworkId; on the UDN / CUDN (where it is allocated) and copied to each of its NADs."""
+POD_NETWORKS_ANNOTATION: Final = "k8s.ovn.org/pod-networks"
+NETWORK_STATUS_ANNOTATION: Final = "k8s.v1.cni.cncf.io/network-status"
+PRIMARY_CLAIM_ANNOTATION: Final = "k8s.ovn.org/primary-udn-ipamclaim"
+DEFAULT_NETWORK_ANNOTATION: Final = "v1.multus-cni.io/default-network"
+CLAIM_FINALIZER: Final = "kubevirt.io/persistent-ipam"
+CLAIM_VM_LABEL: Final = "kubevirt.io/vm"
+LAUNCHER_LABEL: Final = "kubevirt.io"
+LAUNCHER_LABEL_VALUE: Final = "virt-launcher"
+DOMAIN_ANNOTATION: Final = "kubevirt.io/domain"
+CREATED_BY_LABEL: Final = "kubevirt.io/created-by"
+MIGRATION_JOB_LABEL: Final = "kubevirt.io/migrationJobUID"
+TARGET_READY_ANNOTATION: Final = "kubevirt.io/migration-target-ready-timestamp"
+MIGRATION_RECORD_ANNOTATION: Final = "vmnet.io/last-migration"
+"""JSON of the newest migration record, on the VMI."""
+
+CNI_TYPE: Final = "vmnet"
+CNI_SOCKET: Final = "/run/vmnet/cni.sock"
+FIELD_MANAGER_CONTROLLER: Final = "vmnet-controller"
+FIELD_MANAGER_AGENT: Final = "vmnet-agent"
+
+L3_VNI_BIT: Final = 1 << 23
+MAX_NETWORK_ID: Final = L3_VNI_BIT - 1
+
+
+def udn_network_name(namespace: str, name: str) -> str:
+    """Network name of a UserDefinedNetwork: ``<namespace>_<name>``."""
+    return f"{namespace}_{name}"
+
+
+def cudn_network_name(name: str) -> str:
+    """Network name of a ClusterUserDefinedNetwork: ``cluster_udn_<name>``."""
+    return f"cluster_udn_{name}"
+
+
+def network_namespace(network_id: NetworkId) -> NamespaceName:
+    """Network namespace of a network on any node: ``vmnet-<id>``."""
+    return NamespaceName(f"vmnet-{network_id}")
+
+
+def port_interface(pod_uid: str, interface: str) -> InterfaceName:
+    """Port on ``br0`` of one pod interface: ``p`` and 12 hex digits of SHA-256 of ``<uid>/<interface>``."""
+    return InterfaceName("p" + hashlib.sha256(f"{pod_uid}/{interface}".encode()).hexdigest()[:12])
+
+
+def join_interface(network_id: NetworkId) -> InterfaceName:
+    """Node end of the join veth: ``vmj<id>`` (at most 10 characters)."""
+    return InterfaceName(f"vmj{network_id}")
+
+
+def router_mac(node: str) -> MacAddress:
+    """MAC that stands for a node's router on the fabric (never the anycast gateway MAC): ``0a:59:`` + SHA-256(node)[:4]."""
+    digest = hashlib.sha256(node.encode()).digest()
+    return MacAddress("0a:59:" + ":".join(f"{byte:02x}" for byte in digest[:4]))
+
+
+def claim_name(vm: str, network: str) -> str:
+    """IPAMClaim of one VM network: ``<vm>.<name of the network in the VM spec>``, lower-cased."""
+    return f"{vm}.{network}".lower()
