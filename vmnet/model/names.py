@@ -45,6 +45,9 @@ TARGET_READY_ANNOTATION: Final = "kubevirt.io/migration-target-ready-timestamp"
 MIGRATION_RECORD_ANNOTATION: Final = "vmnet.io/last-migration"
 """JSON of the newest migration record, on the VMI."""
 
+CUT_OVER_ANNOTATION: Final = "vmnet.io/cut-over"
+"""JSON of ``model.migration.CutOver``, written by the target's agent on the target pod."""
+
 CNI_TYPE: Final = "vmnet"
 CNI_SOCKET: Final = "/run/vmnet/cni.sock"
 FIELD_MANAGER_CONTROLLER: Final = "vmnet-controller"
