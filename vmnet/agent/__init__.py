@@ -1,1 +1,1 @@
-"""."""
+"""One node: CNI requests, datapath, guest services, cut-over."""

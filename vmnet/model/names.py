@@ -83,7 +83,7 @@ def join_interface(network_id: NetworkId) -> InterfaceName:
 
 
 def router_mac(node: str) -> MacAddress:
-    """MAC that stands for a node's router on the fabric (never the anycast gateway MAC): ``0a:59:`` + SHA-256(node)[:4]."""
+    """MAC of a node's router on the fabric, never the anycast gateway's: ``0a:59:`` + SHA-256(node)[:4]."""
     digest = hashlib.sha256(node.encode()).digest()
     return MacAddress("0a:59:" + ":".join(f"{byte:02x}" for byte in digest[:4]))
 

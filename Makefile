@@ -1,0 +1,29 @@
+# What a newcomer types: `make demo`, `make test`. Both install what they need (Debian packages, a virtual environment), as root.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
+            iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack gcc libc6-dev
+
+.PHONY: demo test lint unit lab install clean
+demo: install            ; $(BIN)/vmnet lab demo
+test: lint unit lab
+lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+unit: install            ; $(BIN)/pytest tests/unit tests/contract tests/netns -n 2
+lab: install             ; $(BIN)/pytest tests/lab
+clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+install: build/.packages build/.venv
+
+build/.packages: Makefile
+	@[ "$$(id -u)" = 0 ] || { echo "make: run as root: the lab makes network namespaces and installs Debian packages" >&2; exit 1; }
+	@mkdir -p build
+	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '$$1 == "ii" {print $$2}' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
+	if [ -n "$$missing" ]; then echo "==> Debian packages:" $$missing; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >build/apt.log 2>&1 || { tail -20 build/apt.log >&2; exit 1; }; fi
+	@touch $@
+
+build/.venv: pyproject.toml build/.packages
+	@echo "==> Python packages (.venv)"
+	@$(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[lab,dev]'
+	@touch $@

@@ -1,0 +1,167 @@
+"""What API objects say, as values: attachments, endpoints, and which pod of a machine is the live one. Pure."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmnet.kube.api import Object
+from vmnet.model import addresses, names
+from vmnet.model.endpoint import Endpoint, MachineReference, Node, PodReference
+from vmnet.model.network import Network, Role, from_nad
+
+FINISHED_PHASES = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A NAD that is ours: ``key`` is ``<namespace>/<nad>``, the key of the pod-networks annotation."""
+
+    key: str
+    network: Network
+
+
+def attachment(nad: Object) -> Attachment | None:
+    """The network of a NAD; None when it is not ours or is being deleted. Raises ValueError naming the bad field."""
+    network = from_nad(nad)
+    if network is None:
+        return None
+    return Attachment(f"{nad['metadata']['namespace']}/{nad['metadata']['name']}", network)
+
+
+def primary_attachment(nads: Iterable[Object], namespace: str) -> Attachment | None:
+    """The primary network of a namespace. NADs that cannot be read are passed over: the controller reports them."""
+    for nad in nads:
+        if nad["metadata"].get("namespace") != namespace:
+            continue
+        try:
+            found = attachment(nad)
+        except ValueError:
+            continue
+        if found is not None and found.network.role is Role.PRIMARY:
+            return found
+    return None
+
+
+def pod_reference(pod: Object) -> PodReference:
+    """Identity of a pod."""
+    metadata = pod["metadata"]
+    return PodReference(metadata["namespace"], metadata["name"], metadata["uid"])
+
+
+def annotations(item: Object) -> Mapping[str, str]:
+    """Annotations, empty when there are none."""
+    return item["metadata"].get("annotations") or {}
+
+
+def labels(item: Object) -> Mapping[str, str]:
+    """Labels, empty when there are none."""
+    return item["metadata"].get("labels") or {}
+
+
+def node_of(pod: Object) -> str:
+    """Node a pod is bound to, or an empty string. Never the nodeName *label*: it names the source until switch-over."""
+    return str(pod.get("spec", {}).get("nodeName") or "")
+
+
+def alive(pod: Object) -> bool:
+    """False once the pod has finished: completed launcher pods linger."""
+    return pod.get("status", {}).get("phase") not in FINISHED_PHASES
+
+
+def machine_of(pod: Object) -> MachineReference | None:
+    """The VM that a virt-launcher pod runs."""
+    if labels(pod).get(names.LAUNCHER_LABEL) != names.LAUNCHER_LABEL_VALUE:
+        return None
+    domain = annotations(pod).get(names.DOMAIN_ANNOTATION)
+    return MachineReference(pod["metadata"]["namespace"], domain) if domain else None
+
+
+def allocation(pod: Object, key: str) -> Mapping[str, Any] | None:
+    """Entry ``key`` of the pod-networks annotation; None when it is not there yet. Raises ValueError for bad JSON."""
+    text = annotations(pod).get(names.POD_NETWORKS_ANNOTATION)
+    if not text:
+        return None
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"annotation {names.POD_NETWORKS_ANNOTATION} is not JSON: {error}") from error
+    entry = entries.get(key) if isinstance(entries, dict) else None
+    return entry if isinstance(entry, dict) else None
+
+
+def endpoint(pod: Object, found: Attachment) -> Endpoint | None:
+    """The endpoint of a pod on a network; None while nothing is allocated. Raises ValueError for a bad annotation."""
+    entry = allocation(pod, found.key)
+    if entry is None or not node_of(pod):
+        return None
+    try:
+        texts = entry.get("ip_addresses") or [entry["ip_address"]]
+        mac = addresses.parse_mac(entry["mac_address"])
+        interfaces = sorted((addresses.interface(text) for text in texts), key=lambda item: item.version)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"annotation {names.POD_NETWORKS_ANNOTATION}, entry {found.key}: lacks {error}") from error
+    machine = machine_of(pod)
+    return Endpoint(
+        pod=pod_reference(pod),
+        network=found.network.name,
+        node=node_of(pod),
+        mac=mac,
+        addresses=tuple(interfaces),
+        machine=machine,
+        hostname=machine.name if machine else str(pod["spec"].get("hostname") or pod["metadata"]["name"]),
+    )
+
+
+def node(item: Object) -> Node | None:
+    """A node with its underlay address: the first InternalIP, IPv4 before IPv6."""
+    found = []
+    for entry in item.get("status", {}).get("addresses") or []:
+        if entry.get("type") == "InternalIP":
+            found.append(addresses.address(entry["address"]))
+    if not found:
+        return None
+    return Node(item["metadata"]["name"], min(found, key=lambda value: value.version))
+
+
+def migration_state(vmi: Object | None) -> Mapping[str, Any]:
+    """``status.migrationState`` of a VMI, empty when there is none."""
+    state = ((vmi or {}).get("status") or {}).get("migrationState")
+    return state if isinstance(state, dict) else {}
+
+
+def live_pod(pods: Iterable[Object], vmi: Object | None) -> Object | None:
+    """Which of a machine's pods holds the guest, as far as the API knows.
+
+    One living pod is the one. Of two, the migration target is it once KubeVirt says that its domain runs there
+    (ready-timestamp, or ``status.nodeName`` moved) and the migration has not failed; until then it is the source.
+    A pod keeps ``migrationJobUID`` and the ready-timestamp for life, so they count only for the pod that the VMI's
+    present ``migrationState`` names as target.
+    """
+    living = sorted(
+        (pod for pod in pods if alive(pod)), key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))
+    )
+    if len(living) <= 1:
+        return living[0] if living else None
+    state = migration_state(vmi)
+    target = next((pod for pod in living if pod["metadata"]["name"] == state.get("targetPod")), None)
+    source = next((pod for pod in living if pod["metadata"]["name"] == state.get("sourcePod")), None)
+    if target is None or source is None:
+        # Hand-off has not happened: the machine is where the VMI says, else in its oldest pod.
+        where = ((vmi or {}).get("status") or {}).get("nodeName")
+        return next((pod for pod in living if node_of(pod) == where), living[0])
+    if state.get("failed"):
+        return source
+    moved = ((vmi or {}).get("status") or {}).get("nodeName") == node_of(target)
+    ready = names.TARGET_READY_ANNOTATION in annotations(target)
+    return target if moved or ready else source
+
+
+def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
+    """True when no migration is under way: the API's word about the machine's place is final."""
+    living = [pod for pod in pods if alive(pod)]
+    if len(living) <= 1:
+        return True
+    state = migration_state(vmi)
+    targets = {pod["metadata"]["name"] for pod in living}
+    return bool(state.get("completed")) and state.get("targetPod") in targets and state.get("sourcePod") in targets
