@@ -138,28 +138,7 @@ def live_pod(pods: Iterable[Object], vmi: Object | None) -> Object | None:
     A pod keeps ``migrationJobUID`` and the ready-timestamp for life, so they count only for the pod that the VMI's
     present ``migrationState`` names as target.
     """
-    living = sorted(
-        (pod for pod in pods if alive(pod)), key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))
-    )
-    if len(living) <= 1:
-        return living[0] if living else None
-    state = migration_state(vmi)
-    target = next((pod for pod in living if pod["metadata"]["name"] == state.get("targetPod")), None)
-    source = next((pod for pod in living if pod["metadata"]["name"] == state.get("sourcePod")), None)
-    if target is None or source is None:
-        # Hand-off has not happened: the machine is where the VMI says, else in its oldest pod.
-        where = ((vmi or {}).get("status") or {}).get("nodeName")
-        return next((pod for pod in living if node_of(pod) == where), living[0])
-    if state.get("failed"):
-        return source
-    moved = ((vmi or {}).get("status") or {}).get("nodeName") == node_of(target)
-    ready = names.TARGET_READY_ANNOTATION in annotations(target)
-    return target if moved or ready else source
-
-
-def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
-    """True when no migration is under way: the API's word about the machine's place is final."""
-    living = [pod for pod in pods if alive(pod)]
+    living = sorted(filter(alive, pods), key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
     if len(living) <= 1:
         return True
     state = migration_state(vmi)

@@ -57,7 +57,7 @@ class Kernel(Protocol):
         """Non-blocking AF_PACKET/SOCK_RAW socket bound to the interface.
 
         A BPF filter passes only the given EtherTypes (``protocols``; all when empty) and, of IPv4/IPv6 UDP, only the
-        given destination ports when ``udp_ports`` is not empty (with 0x86DD and udp_ports, router solicitations pass too).
+        given destination ports when ``udp_ports`` is not empty (with 0x86DD, router solicitations pass too).
         """
         ...
 

@@ -169,7 +169,7 @@ class Kube(Protocol):
         field_manager: str | None = None,
         force: bool = False,
     ) -> Object:
-        """PATCH; ``body`` is JSON-serializable. ``field_manager`` is required for APPLY; ``force`` takes over conflicts."""
+        """PATCH; ``body`` is JSON-serializable. APPLY needs ``field_manager``; ``force`` takes over conflicts."""
         ...
 
     async def delete(
@@ -202,7 +202,7 @@ class Kube(Protocol):
 
 
 Handler = Callable[[Object | None, Object | None], None]
-"""Called with (old, new) on every change of an informer's store: (None, new) added, (old, None) deleted. Must not block."""
+"""Called with (old, new) when an informer's store changes: (None, new) added, (old, None) deleted. Must not block."""
 
 
 def object_key(item: Object) -> str:

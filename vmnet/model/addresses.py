@@ -29,7 +29,7 @@ def mac_bytes(mac: MacAddress) -> bytes:
 
 
 def mac_for(address: IPAddress) -> MacAddress:
-    """``0a:58:`` + the IPv4 octets; for IPv6 + the first 4 bytes of SHA-256 of the address text (OVN-Kubernetes' rule)."""
+    """``0a:58:`` + the IPv4 octets; for IPv6 + the first 4 bytes of SHA-256 of the address text (contract)."""
     tail = address.packed if isinstance(address, IPv4Address) else hashlib.sha256(str(address).encode()).digest()[:4]
     return MacAddress("0a:58:" + ":".join(f"{byte:02x}" for byte in tail))
 
