@@ -140,7 +140,25 @@ def live_pod(pods: Iterable[Object], vmi: Object | None) -> Object | None:
     """
     living = sorted(filter(alive, pods), key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
     if len(living) <= 1:
+        return living[0] if living else None
+    state = migration_state(vmi)
+    where = ((vmi or {}).get("status") or {}).get("nodeName")
+    target = next((pod for pod in living if pod["metadata"]["name"] == state.get("targetPod")), None)
+    source = next((pod for pod in living if pod["metadata"]["name"] == state.get("sourcePod")), None)
+    if target is None or source is None:
+        # Hand-off has not happened: the machine is where the VMI says, else in its oldest pod.
+        return next((pod for pod in living if node_of(pod) == where), living[0])
+    if state.get("failed"):
+        return source
+    ready = names.TARGET_READY_ANNOTATION in annotations(target)
+    return target if ready or where == node_of(target) else source
+
+
+def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
+    """True when no migration is under way: the API's word about the machine's place is final."""
+    living = [pod for pod in pods if alive(pod)]
+    if len(living) <= 1:
         return True
     state = migration_state(vmi)
-    targets = {pod["metadata"]["name"] for pod in living}
-    return bool(state.get("completed")) and state.get("targetPod") in targets and state.get("sourcePod") in targets
+    living_names = {pod["metadata"]["name"] for pod in living}
+    return bool(state.get("completed")) and {state.get("targetPod"), state.get("sourcePod")} <= living_names
