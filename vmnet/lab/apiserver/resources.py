@@ -388,7 +388,7 @@ class Registry:
         ]
 
     def groups(self) -> dict[str, list[str]]:
-        """Versions of every group (the core group is ``""``), the preferred version first; groups in order of addition."""
+        """Versions of every group (the core group is ``""``), the preferred first; groups in order of addition."""
         found: dict[str, list[str]] = {}
         for group, version, _ in self._entries:
             versions = found.setdefault(group, [])
