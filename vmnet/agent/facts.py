@@ -8,7 +8,7 @@ from typing import Any
 from vmnet.kube.api import Object
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, Node, PodReference
-from vmnet.model.network import Network, Role, from_nad
+from vmnet.model.network import Network, from_nad
 
 FINISHED_PHASES = frozenset({"Succeeded", "Failed"})
 
@@ -29,18 +29,12 @@ def attachment(nad: Object) -> Attachment | None:
     return Attachment(f"{nad['metadata']['namespace']}/{nad['metadata']['name']}", network)
 
 
-def primary_attachment(nads: Iterable[Object], namespace: str) -> Attachment | None:
-    """The primary network of a namespace. NADs that cannot be read are passed over: the controller reports them."""
-    for nad in nads:
-        if nad["metadata"].get("namespace") != namespace:
-            continue
-        try:
-            found = attachment(nad)
-        except ValueError:
-            continue
-        if found is not None and found.network.role is Role.PRIMARY:
-            return found
-    return None
+def subject(old: Object | None, new: Object | None) -> Object:
+    """The object that a change is about: its newest state. Raises ValueError when there is neither."""
+    item = new or old
+    if item is None:
+        raise ValueError("a change needs an old or a new object")
+    return item
 
 
 def pod_reference(pod: Object) -> PodReference:

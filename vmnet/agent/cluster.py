@@ -1,0 +1,239 @@
+"""What this node knows of the cluster: an index over the informers' stores, by network and by machine."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vmnet.agent import facts
+from vmnet.agent.facts import Attachment
+from vmnet.kube.api import Informer, Object, object_key
+from vmnet.model import names
+from vmnet.model.endpoint import Endpoint, MachineReference, Node
+from vmnet.model.network import Role
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The informers an agent runs."""
+
+    pods: Informer
+    nodes: Informer
+    namespaces: Informer
+    nads: Informer
+    machines: Informer
+    """VirtualMachineInstances; empty where KubeVirt is not installed."""
+
+    def all(self) -> tuple[Informer, ...]:
+        """Every informer, to be run and waited for."""
+        return (self.pods, self.nodes, self.namespaces, self.nads, self.machines)
+
+
+class Cluster:
+    """Index of endpoints. Callbacks tell which network or machine to look at again; they carry no state."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        *,
+        on_network: Callable[[str], None],
+        on_machine: Callable[[MachineReference], None],
+    ) -> None:
+        self._stores = stores
+        self._on_network = on_network
+        self._on_machine = on_machine
+        self._attachments: dict[str, Attachment] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._by_network: dict[str, set[str]] = {}
+        self._by_machine: dict[MachineReference, set[str]] = {}
+        self._by_namespace: dict[str, set[str]] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._nodes: dict[str, Node] = {}
+        stores.nads.add_handler(self._nad_changed)
+        stores.nodes.add_handler(self._node_changed)
+        stores.pods.add_handler(self._pod_changed)
+        stores.machines.add_handler(self._vmi_changed)
+
+    # Reading
+
+    def network_expected(self, namespace: str) -> bool:
+        """True when the namespace is labelled for a primary network: its pods must not start without one."""
+        found = self._stores.namespaces.get(namespace)
+        return found is not None and names.PRIMARY_NETWORK_LABEL in facts.labels(found)
+
+    def primary(self, namespace: str) -> Attachment | None:
+        """Primary network of a namespace."""
+        prefix = namespace + "/"
+        for key, found in self._attachments.items():
+            if key.startswith(prefix) and found.network.role is Role.PRIMARY:
+                return found
+        return None
+
+    def attachment_of(self, network: str) -> Attachment | None:
+        """Any attachment of a network: they are equal but for their key."""
+        return next((found for found in self._attachments.values() if found.network.name == network), None)
+
+    def networks(self) -> frozenset[str]:
+        """Names of all networks that have a NAD."""
+        return frozenset(found.network.name for found in self._attachments.values())
+
+    def pod(self, key: str) -> Object | None:
+        """A pod by ``namespace/name``."""
+        return self._stores.pods.get(key)
+
+    def pods(self) -> Iterator[Object]:
+        """All pods."""
+        yield from self._stores.pods.items()
+
+    def node(self, name: str) -> Node | None:
+        """A node by name."""
+        return self._nodes.get(name)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes that have an address."""
+        return tuple(self._nodes.values())
+
+    def endpoint(self, pod_key: str) -> Endpoint | None:
+        """Endpoint of a living pod on its namespace's primary network."""
+        return self._endpoints.get(pod_key)
+
+    def endpoints(self, network: str) -> tuple[Endpoint, ...]:
+        """Every endpoint of a network, one per *living pod*: a migrating machine has two."""
+        return tuple(self._endpoints[key] for key in sorted(self._by_network.get(network, ())))
+
+    def live_endpoints(self, network: str) -> tuple[Endpoint, ...]:
+        """One endpoint per pod or machine: of a migrating machine only the pod that holds the guest."""
+        return tuple(found for found in self.endpoints(network) if self.is_live(found))
+
+    def is_live(self, endpoint: Endpoint) -> bool:
+        """Whether this endpoint is the one of its machine that the API says runs the guest."""
+        if endpoint.machine is None or len(self._by_machine.get(endpoint.machine, ())) <= 1:
+            return True
+        live = facts.live_pod(self.machine_pods(endpoint.machine), self.machine(endpoint.machine))
+        return live is not None and live["metadata"]["uid"] == endpoint.pod.uid
+
+    def machine(self, reference: MachineReference) -> Object | None:
+        """The VirtualMachineInstance."""
+        return self._stores.machines.get(f"{reference.namespace}/{reference.name}")
+
+    def machine_pods(self, reference: MachineReference) -> tuple[Object, ...]:
+        """Every pod of a machine that the store holds, dead ones too."""
+        found = (self._stores.pods.get(key) for key in sorted(self._by_machine.get(reference, ())))
+        return tuple(pod for pod in found if pod is not None)
+
+    def settled(self, reference: MachineReference) -> bool:
+        """True when no migration of the machine is under way."""
+        return facts.settled(self.machine_pods(reference), self.machine(reference))
+
+    async def wait_for_endpoint(self, pod_key: str, uid: str | None) -> Endpoint:
+        """The endpoint of exactly this pod, as soon as its addresses are written. The caller sets the timeout."""
+        while True:
+            found = self._endpoints.get(pod_key)
+            if found is not None and uid in (None, found.pod.uid):
+                return found
+            await self.wait_for_change(pod_key)
+
+    async def wait_for_change(self, pod_key: str) -> None:
+        """Return at the next change of a pod or of its namespace's network."""
+        changed = asyncio.Event()
+        self._waiting.setdefault(pod_key, set()).add(changed)
+        try:
+            await changed.wait()
+        finally:
+            waiting = self._waiting.get(pod_key, set())
+            waiting.discard(changed)
+            if not waiting:
+                self._waiting.pop(pod_key, None)
+
+    # Following
+
+    def _pod_changed(self, old: Object | None, new: Object | None) -> None:
+        item = facts.subject(old, new)
+        key = object_key(item)
+        members = self._by_namespace.setdefault(item["metadata"]["namespace"], set())
+        (members.add if new else members.discard)(key)
+        for state, present in ((old, False), (new, True)):
+            machine = facts.machine_of(state) if state else None
+            if machine is not None:
+                keys = self._by_machine.setdefault(machine, set())
+                (keys.add if present else keys.discard)(key)
+                if not keys:
+                    del self._by_machine[machine]
+                self._on_machine(machine)
+        self._index(key, new)
+        for waiting in self._waiting.get(key, ()):
+            waiting.set()
+
+    def _index(self, key: str, pod: Object | None) -> None:
+        before = self._endpoints.pop(key, None)
+        after = None
+        if pod is not None and facts.alive(pod):
+            found = self.primary(pod["metadata"]["namespace"])
+            if found is not None:
+                try:
+                    after = facts.endpoint(pod, found)
+                except ValueError as error:
+                    log.warning("pod %s: %s", key, error)
+        if after is not None:
+            self._endpoints[key] = after
+        for endpoint, present in ((before, False), (after, True)):
+            if endpoint is None:
+                continue
+            keys = self._by_network.setdefault(endpoint.network, set())
+            (keys.add if present else keys.discard)(key)
+        if before != after or (pod is not None and facts.machine_of(pod) is not None):
+            for network in {endpoint.network for endpoint in (before, after) if endpoint is not None}:
+                self._on_network(network)
+
+    def _nad_changed(self, old: Object | None, new: Object | None) -> None:
+        item = facts.subject(old, new)
+        key = object_key(item)
+        before = self._attachments.pop(key, None)
+        if new is not None:
+            try:
+                after = facts.attachment(new)
+            except ValueError as error:
+                log.warning("NetworkAttachmentDefinition %s: %s", key, error)
+                after = None
+            if after is not None:
+                self._attachments[key] = after
+        if before == self._attachments.get(key):
+            return
+        for pod_key in tuple(self._by_namespace.get(item["metadata"]["namespace"], ())):
+            self._index(pod_key, self._stores.pods.get(pod_key))
+            for waiting in self._waiting.get(pod_key, ()):
+                waiting.set()
+        for found in (before, self._attachments.get(key)):
+            if found is not None:
+                self._on_network(found.network.name)
+
+    def _node_changed(self, old: Object | None, new: Object | None) -> None:
+        item = facts.subject(old, new)
+        name = item["metadata"]["name"]
+        before = self._nodes.pop(name, None)
+        if new is not None:
+            with contextlib.suppress(ValueError):  # a node without a usable address cannot be a VTEP
+                found = facts.node(new)
+                if found is not None:
+                    self._nodes[name] = found
+        if before != self._nodes.get(name):
+            for network in self.networks():
+                self._on_network(network)
+
+    def _vmi_changed(self, old: Object | None, new: Object | None) -> None:
+        item = facts.subject(old, new)
+        reference = MachineReference(item["metadata"]["namespace"], item["metadata"]["name"])
+        self._on_machine(reference)
+        for key in self._by_machine.get(reference, ()):
+            endpoint = self._endpoints.get(key)
+            if endpoint is not None and _place(old) != _place(new):
+                self._on_network(endpoint.network)
+
+
+def _place(vmi: Object | None) -> tuple[object, object]:
+    """The parts of a VMI that say where its guest runs."""
+    status = (vmi or {}).get("status") or {}
+    return status.get("nodeName"), status.get("migrationState")
