@@ -1,0 +1,122 @@
+import json
+from typing import Any
+
+import pytest
+
+from vmnet.agent import facts
+from vmnet.model import names
+from vmnet.model.endpoint import MachineReference
+from vmnet.model.names import NetworkId
+from vmnet.model.network import Network
+
+ENTRY = {"ip_addresses": ["fd00::5/64", "192.168.0.5/16"], "mac_address": "0A:58:C0:A8:00:05", "role": "primary"}
+NETWORK = facts.Attachment("blue/happy", Network(name="cluster_udn_happy", id=NetworkId(1)))
+
+
+def pod(
+    name: str, node: str = "n1", *, phase: str = "Running", ready: bool = False, created: int = 0
+) -> dict[str, Any]:
+    annotations = {
+        names.POD_NETWORKS_ANNOTATION: json.dumps({"blue/happy": ENTRY}),
+        names.DOMAIN_ANNOTATION: "blue-vm",
+    }
+    if ready:
+        annotations[names.TARGET_READY_ANNOTATION] = "2026-11-23 06:49:28 +0000 UTC"
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "blue",
+            "uid": f"uid-{name}",
+            "creationTimestamp": f"2026-01-01T00:00:0{created}Z",
+            "labels": {"kubevirt.io": "virt-launcher", "kubevirt.io/nodeName": "not-to-be-used"},
+            "annotations": annotations,
+        },
+        "spec": {"nodeName": node},
+        "status": {"phase": phase},
+    }
+
+
+def vmi(node: str, **state: Any) -> dict[str, Any]:
+    return {"status": {"nodeName": node, **({"migrationState": state} if state else {})}}
+
+
+def test_endpoint_takes_addresses_ipv4_first_and_the_machine_from_the_domain() -> None:
+    endpoint = facts.endpoint(pod("launcher"), NETWORK)
+    assert endpoint is not None
+    assert [str(item) for item in endpoint.addresses] == ["192.168.0.5/16", "fd00::5/64"]
+    assert endpoint.mac == "0a:58:c0:a8:00:05"
+    assert endpoint.machine == MachineReference("blue", "blue-vm")
+    assert endpoint.hostname == "blue-vm"
+    assert endpoint.node == "n1"
+
+
+def test_no_endpoint_before_allocation_or_binding() -> None:
+    bare = pod("launcher")
+    del bare["metadata"]["annotations"][names.POD_NETWORKS_ANNOTATION]
+    assert facts.endpoint(bare, NETWORK) is None
+    assert facts.endpoint(pod("launcher", node=""), NETWORK) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"blue/happy": {}}', '{"blue/happy": {"ip_addresses": ["x"], "mac_address": "y"}}']
+)
+def test_a_bad_annotation_is_an_error_that_can_be_shown(text: str) -> None:
+    item = pod("launcher")
+    item["metadata"]["annotations"][names.POD_NETWORKS_ANNOTATION] = text
+    with pytest.raises(ValueError, match=r"pod-networks|MAC|not"):
+        facts.endpoint(item, NETWORK)
+
+
+SOURCE, TARGET = pod("a", "n1"), pod("b", "n2", created=5)
+HANDED = {"sourcePod": "a", "targetPod": "b"}
+
+
+@pytest.mark.parametrize(
+    ("pods", "machine", "live", "settled"),
+    [
+        pytest.param([], None, None, True, id="no pod"),
+        pytest.param([SOURCE], vmi("n1"), "a", True, id="one pod"),
+        pytest.param([SOURCE, TARGET], vmi("n1"), "a", False, id="target pod, no hand-off yet"),
+        pytest.param([SOURCE, TARGET], None, "a", False, id="no VMI seen: the oldest"),
+        pytest.param([SOURCE, TARGET], vmi("n1", **HANDED), "a", False, id="handed off"),
+        pytest.param([SOURCE, pod("b", "n2", ready=True)], vmi("n1", **HANDED), "b", False, id="ready-timestamp"),
+        pytest.param([SOURCE, TARGET], vmi("n2", **HANDED), "b", False, id="the VMI moved before the annotation came"),
+        pytest.param(
+            [SOURCE, pod("b", "n2", ready=True)],
+            vmi("n1", **HANDED, failed=True, completed=True),
+            "a",
+            True,
+            id="failed",
+        ),
+        pytest.param([SOURCE, TARGET], vmi("n2", **HANDED, completed=True), "b", True, id="completed, source lingers"),
+        pytest.param([pod("a", phase="Succeeded"), TARGET], vmi("n2", **HANDED), "b", True, id="source finished"),
+        pytest.param(
+            [pod("b", "n2", ready=True, created=5), pod("c", "n3", created=9)],
+            vmi("n2", **HANDED, completed=True),
+            "b",
+            False,
+            id="next migration before its hand-off: the old state and the old timestamp do not count",
+        ),
+    ],
+)
+def test_live_pod(pods: list[Any], machine: Any, live: str | None, settled: bool) -> None:
+    found = facts.live_pod(pods, machine)
+    assert (found["metadata"]["name"] if found else None) == live
+    assert facts.settled(pods, machine) is settled
+
+
+def test_node_prefers_its_ipv4_internal_address() -> None:
+    item = {
+        "metadata": {"name": "n1"},
+        "status": {
+            "addresses": [
+                {"type": "Hostname", "address": "n1"},
+                {"type": "InternalIP", "address": "fd00:30::11"},
+                {"type": "InternalIP", "address": "172.30.0.11"},
+            ]
+        },
+    }
+    found = facts.node(item)
+    assert found is not None
+    assert str(found.address) == "172.30.0.11"
+    assert facts.node({"metadata": {"name": "n2"}}) is None
