@@ -88,10 +88,10 @@ def _unparsable(message: str) -> ApiError:
     return bad_request(f"unable to parse requirement: {message}")
 
 
-def _identifier(token: str) -> str:
-    if not token or token in "=!=,()<>":
-        raise _unparsable(f"found '{token}', expected: identifier")
-    return token
+def _identifier(word: str) -> str:
+    if not word or word in ("=", "==", "!=", "!", ",", "(", ")", "<", ">"):
+        raise _unparsable(f"found '{word}', expected: identifier")
+    return word
 
 
 def _requirement(key: str, take: Callable[[], str], peek: Callable[[], list[str]]) -> Requirement:
@@ -101,25 +101,22 @@ def _requirement(key: str, take: Callable[[], str], peek: Callable[[], list[str]
     operator = take()
     if operator in ("=", "==", "!="):
         ahead = peek()
-        if ahead and ahead[0] not in ",":
-            value = _identifier(take())
-        else:
-            value = ""
+        value = _identifier(take()) if ahead and ahead[0] != "," else ""
         return Requirement(key, "notin" if operator == "!=" else "in", frozenset({value}))
     if operator in ("in", "notin"):
         if take() != "(":
             raise _unparsable("expected: '('")
         values: set[str] = set()
         expect_value = True
-        while (token := take()) != ")":
-            if not token:
+        while (word := take()) != ")":
+            if not word:
                 raise _unparsable("found '', expected: ',' or ')'")
-            if token == ",":
+            if word == ",":
                 if expect_value:
                     values.add("")
                 expect_value = True
             else:
-                values.add(_identifier(token))
+                values.add(_identifier(word))
                 expect_value = False
         if expect_value:
             values.add("")
