@@ -122,15 +122,19 @@ def quality_of_service(spec: Object) -> str:
     return "Guaranteed" if guaranteed else "Burstable"
 
 
-def pod(obj: Object) -> None:
-    """A pod at creation, admission included."""
+def _pod(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     pod_spec(spec)
+    spec.setdefault("enableServiceLinks", True)
+
+
+def admit_pod(obj: Object) -> None:
+    """What admission adds to a new pod; nobody owns these fields."""
+    spec = obj["spec"]
     spec.setdefault("serviceAccountName", "default")
     spec.setdefault("serviceAccount", spec["serviceAccountName"])
     _tolerate(spec)
     spec.setdefault("priority", 0)
-    spec.setdefault("enableServiceLinks", True)
     spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
 
 
@@ -303,7 +307,7 @@ def _crd(obj: Object) -> None:
 
 
 _DEFAULTS: Final[dict[tuple[str, str], Callable[[Object], None]]] = {
-    ("", "pods"): pod,
+    ("", "pods"): _pod,
     ("", "replicationcontrollers"): _replica_set,
     ("", "services"): _service,
     ("", "secrets"): _secret,

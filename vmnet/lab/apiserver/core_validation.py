@@ -82,9 +82,9 @@ def qualified_name(name: str) -> list[str]:
     if slash:
         if "/" in prefix:
             return [
-                "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with "
-                "an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
-                "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. "
+                "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end "
+                "with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation "
+                "is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. "
                 "'example.com/MyName')"
             ]
         if not prefix:
@@ -184,12 +184,7 @@ def _owners(references: Any) -> list[Cause]:
     for reference in references:
         for name in ("apiVersion", "kind", "name", "uid"):
             if not reference.get(name):
-                field = "version" if name == "apiVersion" else name
-                causes.append(
-                    invalid_value(
-                        f"metadata.ownerReferences.{field if name == 'apiVersion' else name}", "", "must not be empty"
-                    )
-                )
+                causes.append(invalid_value(f"metadata.ownerReferences.{name}", "", "must not be empty"))
         if reference.get("controller"):
             controllers.append(f"{reference.get('kind')}/{reference.get('name')}")
     if len(controllers) > 1:
@@ -381,9 +376,14 @@ def _template_update(new: Object, old: Object) -> list[Cause]:
 
 
 _SET_MUTABLE: Final = (
-    "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy",
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
     "minReadySeconds",
-)  # fmt: skip
+)
 
 
 def _stateful_set_update(new: Object, old: Object) -> list[Cause]:

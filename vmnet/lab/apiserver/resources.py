@@ -44,8 +44,8 @@ class ResourceInfo:
 
     @property
     def storage_key(self) -> tuple[str, str]:
-        """Versions of one resource share their objects: (group, plural)."""
-        return self.group, self.plural
+        """Versions of one resource share their objects: (group, plural). Both groups with events hold the same ones."""
+        return ("" if self.group == "events.k8s.io" else self.group), self.plural
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,11 @@ class Shapes:
         return found
 
 
-_SHAPELESS: Final = Shape("object", open=True)
+_SHAPELESS: Final = Shape(
+    "object",
+    open=True,
+    properties={"apiVersion": Shape("string"), "kind": Shape("string"), "metadata": meta()},
+)
 
 
 def empty(shape: Shape) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from vmnet.lab.apiserver import events
+
 Object = dict[str, Any]
 StorageKey = tuple[str, str]
 """(group, plural)."""
@@ -50,7 +52,12 @@ class Stored:
 
     def at(self, api_version: str) -> Object:
         """The object in a version of its group. Do not change it."""
-        return self.obj if self.obj["apiVersion"] == api_version else {**self.obj, "apiVersion": api_version}
+        own = self.obj["apiVersion"]
+        if own == api_version:
+            return self.obj
+        if api_version == events.NEW_VERSION:
+            return events.to_new(self.obj)
+        return {**self.obj, "apiVersion": api_version}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,6 +179,12 @@ class Store:
         stored = Stored(obj, self.version)
         self._record(storage, collection, Change(self.version, ChangeType.DELETED, key, stored, previous))
         return stored
+
+    def rewrite(self, storage: StorageKey, function: Callable[[Object], Object]) -> None:
+        """Put every object of a resource through ``function``, as if it had always been so: nobody is told."""
+        for stored in self.collection(storage).objects.values():
+            stored.obj = function(stored.obj)
+            stored.encoded.clear()
 
     def forget(self, storage: StorageKey) -> None:
         """Forget the history of a resource (after its CRD is gone)."""
