@@ -1,1 +1,1 @@
-"""Queues, back-off and task scopes. Standard library only; knows neither Kubernetes nor the kernel."""
+"""Queues, back-off and task scopes: what every long-running process here is made of. Standard library only."""
