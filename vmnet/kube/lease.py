@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from vmnet.kube.api import LEASES, Conflict, Kube, KubeError, NotFound, Object
+from vmnet.kube.api import LEASES, Conflict, Kube, KubeError, NotFound
 from vmnet.kube.codec import encode_micro_time
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ class Elector:
         self._timing = timing or Timing()
         self._seen: tuple[str, str] = ("", "")
         self._seen_at = 0.0
-        self._mine: Object | None = None
         self._renewed = 0.0
         self.leading = False
         self.leader = ""
@@ -68,9 +67,13 @@ class Elector:
             finally:
                 self.leading = False
                 renewal.cancel()
-                if not task.done():
-                    task.cancel()
-                await asyncio.gather(renewal, task, return_exceptions=True)
+                task.cancel()
+                _, running = await asyncio.wait(
+                    (renewal, task), timeout=self._timing.lease - self._timing.renew_deadline
+                )
+                if running:
+                    # Two leaders are worse than none: the caller must end the process.
+                    raise RuntimeError(f"the leading task of {self._name} does not stop")
                 await self._release()
             if finished:
                 return task.result()
@@ -97,7 +100,8 @@ class Elector:
         """Renew until the lease is lost or can no longer be proven ours; then return."""
         clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(self._timing.retry)
+            left = self._renewed + self._timing.renew_deadline - clock()
+            await asyncio.sleep(max(0.0, min(self._timing.retry, left)))
             left = self._renewed + self._timing.renew_deadline - clock()
             if left <= 0:
                 log.error("%s: not renewed for %.1f s, giving up", self._name, clock() - self._renewed)
@@ -126,7 +130,7 @@ class Elector:
                 "metadata": {"name": self._name, "namespace": self._namespace},
                 "spec": spec,
             }
-            self._mine = await self._kube.create(LEASES, body, self._namespace)
+            await self._kube.create(LEASES, body, self._namespace)
             self._renewed, self.leader = started, self._identity
             return True
         spec = lease.get("spec") or {}
@@ -138,13 +142,12 @@ class Elector:
         if holder and holder != self._identity:
             duration = float(spec.get("leaseDurationSeconds") or self._timing.lease)
             if self.leading or clock() - self._seen_at < duration:
-                self._mine = None
                 return False
         transitions = int(spec.get("leaseTransitions") or 0) + (holder != self._identity)
         acquired = spec.get("acquireTime") if holder == self._identity else None
         lease = lease | {"spec": spec | self._spec(transitions, acquired)}
         # The resourceVersion makes it conditional: of two that see an expired lease, one gets Conflict.
-        self._mine = await self._kube.replace(LEASES, lease)
+        await self._kube.replace(LEASES, lease)
         self._renewed, self.leader = started, self._identity
         return True
 
@@ -159,14 +162,15 @@ class Elector:
         }
 
     async def _release(self) -> None:
-        """Let the next leader start at once. Conditional on our own last write, so a successor is never disturbed."""
-        mine, self._mine = self._mine, None
-        if mine is None:
-            return
-        lease = mine | {"spec": mine["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}}
+        """Let the next leader start at once."""
         try:
             async with asyncio.timeout(self._timing.request):
-                await self._kube.replace(LEASES, lease)
-            self.leader = ""
+                # Read again: our last write may have been carried out although its answer was lost.
+                lease = await self._kube.get(LEASES, self._name, self._namespace)
+                spec = lease.get("spec") or {}
+                if spec.get("holderIdentity") == self._identity:
+                    lease = lease | {"spec": spec | {"holderIdentity": "", "leaseDurationSeconds": 1}}
+                    await self._kube.replace(LEASES, lease)
+                    self.leader = ""
         except (KubeError, TimeoutError) as error:
             log.info("%s: not released, it will expire: %s", self._name, error or "timed out")
