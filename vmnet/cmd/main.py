@@ -1,4 +1,4 @@
-"""The ``vmnet`` command. Each subcommand is a module with ``add_arguments(parser)`` and ``async run(arguments) -> int``.
+"""The ``vmnet`` command. A subcommand is a module with ``add_arguments(parser)`` and ``async run(arguments) -> int``.
 
 Only the module of the subcommand that was asked for is imported: the agent must not pay for the lab's imports.
 """

@@ -1,0 +1,167 @@
+"""The lab's network: a fabric bridge, nodes on it, and a host outside the cluster.
+
+The fabric lives in the lab's own network namespace; every node and ``outside`` is a namespace joined to it by a veth.
+``outside`` knows the fabric's addresses only: pods reach it, and it reaches pods, only by what their node translates.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
+from typing import Any, Final
+
+from vmnet.lab import namespaces
+from vmnet.lab.errors import LabError
+
+BRIDGE: Final = "ul0"
+FABRIC_IPV4: Final = IPv4Address("172.30.0.1")
+FABRIC_IPV6: Final = IPv6Address("fd00:30::1")
+OUTSIDE: Final = "outside"
+FABRIC: Final = "fabric"
+API_PORT: Final = 6443
+METRICS_PORT: Final = 9465
+MTU: Final = 1500
+MAX_NODES: Final = 50
+DEFAULT_POD_NETWORK: Final = IPv4Network("10.244.0.0/16")
+CNI_BINARIES: Final = Path("/usr/lib/cni")
+"""Where Debian's containernetworking-plugins are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A namespace on the fabric: a node, or ``outside``. ``veth`` is the end on the bridge, ``eth0`` the other."""
+
+    name: str
+    ipv4: IPv4Address
+    ipv6: IPv6Address
+    mac: str
+
+    @property
+    def veth(self) -> str:
+        """Interface on the bridge."""
+        return f"ul-{self.name}"
+
+
+def node(index: int) -> Host:
+    """Node ``n<index>``, from 1 on: 172.30.0.1<index>, fd00:30::1<index>."""
+    return Host(
+        f"n{index}", FABRIC_IPV4 + 10 + index - 1, IPv6Address(f"fd00:30::{10 + index}"), f"02:30:00:00:00:{index:02x}"
+    )
+
+
+def nodes(count: int) -> tuple[Host, ...]:
+    """All nodes. Raises LabError when there would be too many for the addresses."""
+    if not 1 <= count <= MAX_NODES:
+        raise LabError(f"a lab of {count} nodes is not possible", f"choose 1 to {MAX_NODES}")
+    return tuple(node(index) for index in range(1, count + 1))
+
+
+OUTSIDE_HOST: Final = Host(OUTSIDE, FABRIC_IPV4 + 99, IPv6Address("fd00:30::100"), "02:30:00:00:01:00")
+
+
+def pod_subnet(host: Host) -> IPv4Network:
+    """The default network's subnet of a node: ``10.244.<n>.0/24``."""
+    number = int(host.name.removeprefix("n"))
+    return list(DEFAULT_POD_NETWORK.subnets(new_prefix=24))[number]
+
+
+def fabric_batch() -> list[str]:
+    """``ip -batch`` lines that make the fabric in the lab's own namespace."""
+    return [
+        "link set lo up",
+        f"link add {BRIDGE} type bridge mcast_snooping 0",
+        f"addr add {FABRIC_IPV4}/24 dev {BRIDGE}",
+        f"addr add {FABRIC_IPV6}/64 dev {BRIDGE} nodad",
+        f"link set {BRIDGE} mtu {MTU} up",
+    ]
+
+
+def join_batch(host: Host, pid: int) -> list[str]:
+    """Lines, for the lab's own namespace, that join the namespace of process ``pid`` to the fabric."""
+    return [
+        f"link add {host.veth} mtu {MTU} type veth peer name eth0 address {host.mac} mtu {MTU} netns {pid}",
+        f"link set {host.veth} master {BRIDGE} up",
+    ]
+
+
+def host_batch(host: Host, others: Sequence[Host] = ()) -> list[str]:
+    """Lines for the host's namespace. A node has a default route and routes to the pods of ``others``; outside none."""
+    lines = [
+        "link set lo up",
+        f"addr add {host.ipv4}/24 dev eth0",
+        f"addr add {host.ipv6}/64 dev eth0 nodad",
+        "link set eth0 up",
+    ]
+    if host.name != OUTSIDE:
+        lines += [f"route add default via {FABRIC_IPV4}", f"route add ::/0 via {FABRIC_IPV6}"]
+        lines += [f"route add {pod_subnet(other)} via {other.ipv4}" for other in others if other != host]
+    return lines
+
+
+NODE_SYSCTLS: Final = {
+    "net/ipv4/ip_forward": 1,
+    "net/ipv6/conf/all/forwarding": 1,
+    "net/ipv6/conf/all/accept_ra": 0,
+    "net/ipv6/conf/default/accept_ra": 0,
+    "net/ipv4/conf/all/rp_filter": 0,
+    "net/ipv4/conf/default/rp_filter": 0,
+}
+"""What an administrator sets on a Kubernetes node before anything is installed."""
+
+OUTSIDE_SYSCTLS: Final = {"net/ipv6/conf/all/accept_ra": 0, "net/ipv6/conf/default/accept_ra": 0}
+
+
+def set_sysctls(host: str) -> None:
+    """Called in the host's own namespace. Raises OSError."""
+    for name, value in (OUTSIDE_SYSCTLS if host == OUTSIDE else NODE_SYSCTLS).items():
+        namespaces.sysctl(name, value)
+
+
+def network_configuration(host: Host) -> dict[str, Any]:
+    """The node's CNI configuration list: the default network by Debian's plugins, then vmnet."""
+    return {
+        # 1.0.0 is the newest version that Debian 12's plugins speak.
+        "cniVersion": "1.0.0",
+        "name": "lab-default",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isDefaultGateway": True,
+                "ipMasq": True,
+                "hairpinMode": True,
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": str(pod_subnet(host))}]]},
+            },
+            {"type": "vmnet-cni"},
+        ],
+    }
+
+
+def write_network_configuration(host: Host, directory: Path) -> None:
+    """Put it where kubelet looks, by rename: kubelet never sees half of it."""
+    temporary = directory / ".10-lab.conflist"
+    temporary.write_text(json.dumps(network_configuration(host), indent=2) + "\n")
+    temporary.rename(directory / "10-lab.conflist")
+
+
+async def run_batch(lines: Sequence[str], prefix: Sequence[str] = (), timeout: float = 20) -> None:
+    """Feed lines to ``ip -batch``; ``prefix`` enters the namespace. Raises LabError with ip's message."""
+    process = await asyncio.create_subprocess_exec(
+        *prefix,
+        "ip",
+        "-batch",
+        "-",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            _, errors = await process.communicate("".join(f"{line}\n" for line in lines).encode())
+    except TimeoutError:
+        process.kill()
+        raise LabError(f"ip -batch did not end within {timeout:g} s") from None
+    if process.returncode != 0:
+        raise LabError(f"ip -batch failed: {errors.decode(errors='replace').strip()}")
