@@ -1,1 +1,1 @@
-"""."""
+"""The controller: networks, allocations, claims and migration records. One reconciler per kind."""

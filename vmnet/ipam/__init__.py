@@ -1,1 +1,1 @@
-"""."""
+"""Who gets which address: pure allocation, no input or output."""

@@ -1,0 +1,117 @@
+"""``vmnet controller``: one leader per cluster reconciles; the others keep their caches warm and wait."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from vmnet import metrics
+from vmnet.controller.cluster import WATCHED, Cluster
+from vmnet.controller.controller import Controller
+from vmnet.kube.api import CLAIMS, CUDNS, NADS, UDNS, VMIMS, VMIS, VMS
+from vmnet.kube.client import KubeClient
+from vmnet.kube.lease import Elector
+from vmnet.kube.watch import ListWatch
+from vmnet.runtime.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+LEASE: Final = "vmnet-controller"
+_LEVELS: Final = ("debug", "info", "warning", "error")
+_MAY_BE_ABSENT: Final = {VMS, VMIS, VMIMS}
+"""KubeVirt may not be installed. Our own CRDs may not be there yet either, but without them there is no work."""
+_OWN: Final = (UDNS, CUDNS, NADS, CLAIMS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's options."""
+    parser.add_argument(
+        "--kubeconfig", type=Path, help="file to connect with (default: $KUBECONFIG, then the pod's own)"
+    )
+    parser.add_argument("--namespace", default="vmnet-system", help="where the leader's lease lives (%(default)s)")
+    parser.add_argument(
+        "--metrics-address",
+        default="127.0.0.1:9411",
+        metavar="HOST:PORT",
+        help="where /metrics, /livez and /readyz are served (%(default)s)",
+    )
+    parser.add_argument("--cluster-domain", default="cluster.local", help="DNS domain of the cluster (%(default)s)")
+    parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Split ``host:port``; IPv6 hosts stand in brackets. Raises ValueError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal():
+        raise ValueError(f"--metrics-address: {text!r} is not HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT (0), or until the lease is lost (1: whoever starts us starts us again)."""
+    if arguments.log_level:
+        logging.getLogger().setLevel(arguments.log_level.upper())
+    host, port = host_and_port(arguments.metrics_address)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    kube = await KubeClient.connect(arguments.kubeconfig, user_agent="vmnet-controller")
+    try:
+        informers = {resource: ListWatch(kube, resource, optional=resource in _MAY_BE_ABSENT) for resource in WATCHED}
+        cluster = Cluster(informers)
+        controller = Controller(kube, cluster)
+        identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
+        elector = Elector(kube, namespace=arguments.namespace, name=LEASE, identity=identity)
+        lost = False
+
+        def ready() -> str | None:
+            behind = sorted(item.resource.plural for item in informers.values() if not item.synced.is_set())
+            if behind:
+                missing = [resource.plural for resource in _OWN if informers[resource].missing]
+                hint = f" (CRDs not installed: {', '.join(missing)})" if missing else ""
+                return f"not listed yet: {', '.join(behind)}{hint}"
+            if elector.leading and not controller.ready.is_set():
+                return "reservations are being loaded"
+            return None
+
+        async def leading() -> None:
+            nonlocal lost
+            try:
+                await controller.run()
+            finally:
+                # Only a fresh process may lead again: this one's memory may be behind what the next leader writes.
+                lost = not stop.is_set()
+                stop.set()
+
+        runner = web.AppRunner(metrics.application(ready), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+            async with TaskScope() as tasks:
+                for informer in informers.values():
+                    tasks.service(informer.run(), f"watch {informer.resource.plural}")
+                election = tasks.start(elector.run(leading), "election")
+                log.info("controller %s, cluster domain %s", identity, arguments.cluster_domain)
+                await stop.wait()
+                election.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    # The elector gives the lease back, so that the next leader need not wait for it to expire.
+                    await election
+        finally:
+            await runner.cleanup()
+        if lost:
+            log.error("the lease was lost")
+        return 1 if lost else 0
+    finally:
+        await kube.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,229 @@
+"""The cluster as the informers show it, indexed the way the reconcilers ask."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vmnet.controller import objects
+from vmnet.kube.api import (
+    CLAIMS,
+    CUDNS,
+    NADS,
+    NAMESPACES,
+    PODS,
+    UDNS,
+    VMIMS,
+    VMIS,
+    VMS,
+    Informer,
+    Object,
+    Resource,
+    object_key,
+)
+from vmnet.model import names
+from vmnet.model.network import Network, Role, from_nad
+
+log = logging.getLogger(__name__)
+
+WATCHED: Final = (NAMESPACES, UDNS, CUDNS, NADS, CLAIMS, PODS, VMS, VMIS, VMIMS)
+"""What the controller watches. The kinds of KubeVirt may be absent."""
+
+
+class Index:
+    """Keys of an informer's objects, grouped."""
+
+    def __init__(self, informer: Informer, groups: Callable[[Object], Iterable[str]]) -> None:
+        self._informer = informer
+        self._groups = groups
+        # Insertion-ordered: lists built from an index come out the same way each time.
+        self._keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        informer.add_handler(self._changed)
+
+    def __getitem__(self, group: str) -> Iterator[Object]:
+        for key in tuple(self._keys.get(group, ())):
+            item = self._informer.get(key)
+            if item is not None:
+                yield item
+
+    def _changed(self, old: Object | None, new: Object | None) -> None:
+        if old is not None:
+            for group in self._groups(old):
+                found = self._keys.get(group)
+                if found is not None:
+                    found.pop(object_key(old), None)
+                    if not found:
+                        del self._keys[group]
+        if new is not None:
+            for group in self._groups(new):
+                self._keys[group][object_key(new)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A NAD of ours. ``key`` is ``<namespace>/<nad>``, the key of the pod-networks annotation."""
+
+    key: str
+    namespace: str
+    network: Network
+    deleting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimReference:
+    """The claim that a VM pod takes its addresses from. ``network`` is the name in the VM spec, if it is known."""
+
+    key: str
+    network: str | None = None
+
+
+class Cluster:
+    """Everything that is known. Read only; never awaits, so one reading is consistent with itself."""
+
+    def __init__(self, informers: Mapping[Resource, Informer]) -> None:
+        self.informers = informers
+        self._attachments: dict[str, Attachment] = {}
+        # This handler comes first: whoever reacts to a NAD finds it parsed.
+        informers[NADS].add_handler(self._nad_changed)
+        self._nads = Index(informers[NADS], lambda item: (objects.namespace_of(item),))
+        self._pods = Index(informers[PODS], lambda item: (objects.namespace_of(item),))
+        self._launchers = Index(informers[PODS], _created_by)
+        self._claims = Index(informers[CLAIMS], lambda item: (f"network {(item.get('spec') or {}).get('network')}",))
+
+    @property
+    def synced(self) -> bool:
+        """True once every kind was listed."""
+        return all(informer.synced.is_set() for informer in self.informers.values())
+
+    def get(self, resource: Resource, key: str) -> Object | None:
+        """One object, as last seen."""
+        return self.informers[resource].get(key)
+
+    def items(self, resource: Resource) -> tuple[Object, ...]:
+        """All objects of a kind."""
+        return tuple(self.informers[resource].items())
+
+    def attachment(self, key: str) -> Attachment | None:
+        """Our NAD of that key."""
+        return self._attachments.get(key)
+
+    def attachments(self, namespace: str | None = None, *, network: str | None = None) -> Iterator[Attachment]:
+        """Our NADs, of one namespace or of one network."""
+        for found in tuple(self._attachments.values()):
+            if namespace in (None, found.namespace) and network in (None, found.network.name):
+                yield found
+
+    def primary(self, namespace: str) -> Attachment | None:
+        """The namespace's primary network, None where there is none (any more)."""
+        for nad in self._nads[namespace]:
+            found = self._attachments.get(object_key(nad))
+            if found is not None and found.network.role is Role.PRIMARY and not found.deleting:
+                return found
+        return None
+
+    def labelled(self, namespace: str) -> bool:
+        """Whether the namespace was made for a primary user-defined network."""
+        item = self.get(NAMESPACES, namespace)
+        return item is not None and names.PRIMARY_NETWORK_LABEL in objects.labels(item)
+
+    def nads(self, namespace: str) -> Iterator[Object]:
+        """All NADs of a namespace, ours or not."""
+        return self._nads[namespace]
+
+    def pods(self, namespace: str) -> Iterator[Object]:
+        """All pods of a namespace."""
+        return self._pods[namespace]
+
+    def launchers(self, vmi: Object) -> list[Object]:
+        """The pods of one VMI, oldest first, finished ones included."""
+        found = self._launchers[str(vmi["metadata"].get("uid"))]
+        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp") or ""))
+
+    def claims(self, network: str) -> Iterator[Object]:
+        """The claims on a network."""
+        return self._claims[f"network {network}"]
+
+    def users(self, attachment: str) -> list[Object]:
+        """Living pods that have addresses by this NAD."""
+        namespace = attachment.partition("/")[0]
+        found = []
+        for pod in self.pods(namespace):
+            try:
+                uses = attachment in objects.pod_networks(pod)
+            except ValueError:
+                # Unreadable: what cannot be excluded counts.
+                uses = True
+            if uses and objects.alive(pod):
+                found.append(pod)
+        return found
+
+    def machine_of(self, pod: Object) -> Object | None:
+        """The VMI of a launcher pod."""
+        if not objects.is_launcher(pod):
+            return None
+        owner = objects.owner_reference(pod, controller=False)
+        if owner is None or owner.get("kind") != objects.VMI_KIND:
+            return None
+        vmi = self.get(VMIS, f"{objects.namespace_of(pod)}/{owner['name']}")
+        if vmi is None:
+            return None
+        uid = vmi["metadata"].get("uid")
+        return vmi if uid in (owner.get("uid"), objects.labels(pod).get(names.CREATED_BY_LABEL)) else None
+
+    def claim_reference(self, pod: Object, network: Network) -> ClaimReference | None:
+        """The claim whose addresses the pod takes; None for pods that own their addresses.
+
+        A webhook writes it on the pod; without one it follows from the VMI. Raises ValueError for unreadable requests.
+        """
+        request = objects.pod_request(pod)
+        namespace = objects.namespace_of(pod)
+        if request.claim:
+            return ClaimReference(f"{namespace}/{request.claim}")
+        if not network.persistent or not objects.is_launcher(pod):
+            return None
+        vmi = self.machine_of(pod)
+        name = objects.primary_network_name(vmi) if vmi is not None else None
+        if vmi is None or name is None:
+            return None
+        return ClaimReference(f"{namespace}/{names.claim_name(vmi['metadata']['name'], name)}", name)
+
+    def claim_users(self, claim: Object) -> list[Object]:
+        """Living pods that take their addresses from a claim, oldest first."""
+        key = object_key(claim)
+        found = []
+        namespace = objects.namespace_of(claim)
+        for pod in self.pods(namespace):
+            if not objects.alive(pod):
+                continue
+            attachment = self.primary(namespace)
+            if attachment is None:
+                continue
+            try:
+                reference = self.claim_reference(pod, attachment.network)
+            except ValueError:
+                continue
+            if reference is not None and reference.key == key:
+                found.append(pod)
+        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp") or ""))
+
+    def _nad_changed(self, old: Object | None, new: Object | None) -> None:
+        if new is None:
+            if old is not None:
+                self._attachments.pop(object_key(old), None)
+            return
+        key = object_key(new)
+        try:
+            network = from_nad(new)
+        except (ValueError, KeyError) as error:
+            log.warning("NetworkAttachmentDefinition %s cannot be read: %s", key, error)
+            network = None
+        if network is None:
+            self._attachments.pop(key, None)
+        else:
+            self._attachments[key] = Attachment(key, objects.namespace_of(new), network, objects.deleting(new))
+
+
+def _created_by(pod: Object) -> tuple[str, ...]:
+    uid = objects.labels(pod).get(names.CREATED_BY_LABEL)
+    return (uid,) if uid else ()

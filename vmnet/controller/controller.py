@@ -1,0 +1,256 @@
+"""The controller at work: which change concerns which reconciler, and the queues between them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from vmnet import metrics
+from vmnet.controller import objects
+from vmnet.controller.claims import ClaimReconciler, MachineReconciler, machine_key
+from vmnet.controller.cluster import Cluster
+from vmnet.controller.ledger import Ledger
+from vmnet.controller.migrations import MigrationReconciler
+from vmnet.controller.networks import NetworkReconciler
+from vmnet.controller.pods import PodReconciler
+from vmnet.controller.waiting import WaitingRoom
+from vmnet.kube.api import (
+    CLAIMS,
+    CUDNS,
+    NADS,
+    NAMESPACES,
+    PODS,
+    UDNS,
+    VMIMS,
+    VMIS,
+    VMS,
+    Conflict,
+    Kube,
+    NotFound,
+    Object,
+    Resource,
+    Unavailable,
+    object_key,
+)
+from vmnet.kube.events import Recorder
+from vmnet.model import names
+from vmnet.runtime.queue import KeyedQueue, work
+
+log = logging.getLogger(__name__)
+
+_EXPECTED: Final = (Conflict, NotFound, Unavailable)
+"""Write conflicts and an API that is away are every controller's daily life: no traceback."""
+_WORKERS: Final = 4
+
+
+class Controller:
+    """Everything the leader does. ``run`` once; a process that lost its lease starts anew."""
+
+    def __init__(self, kube: Kube, cluster: Cluster, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.ready = asyncio.Event()
+        """Set once every address and number that is written down is taken over."""
+        self.cluster = cluster
+        self.ledger = Ledger(cluster)
+        events = Recorder(kube, names.FIELD_MANAGER_CONTROLLER, now=now)
+        waiting = WaitingRoom()
+        self.ledger.released = waiting.call
+        self.networks = NetworkReconciler(kube, cluster, self.ledger, events, now)
+        self.pods = PodReconciler(kube, cluster, self.ledger, events, waiting)
+        self.machines = MachineReconciler(kube, cluster, events)
+        self.claims = ClaimReconciler(kube, cluster, self.ledger, events, waiting, now=now)
+        self.migrations = MigrationReconciler(kube, cluster, events, now)
+        # Kind → its queue. Networks of both kinds and NADs share a reconciler; their queues keep their keys apart.
+        self.queues: Mapping[str, KeyedQueue] = {
+            kind: KeyedQueue() for kind in ("udn", "cudn", "nad", "pod", "machine", "claim", "migration")
+        }
+        self.pods.again = self.queues["pod"].add
+        self.claims.again = self.queues["claim"].add
+        self.claims.filled = self._claim_filled
+        self.networks.freed = self._namespace_freed
+
+    async def run(self) -> None:
+        """Wait for the informers, take over what is written down, reconcile until cancelled."""
+        for informer in self.cluster.informers.values():
+            await informer.synced.wait()
+        self.networks.load()
+        for attachment in self.cluster.attachments():
+            self.ledger.pools(attachment.network)
+        self.pods.load()
+        for resource, handler in (
+            (NAMESPACES, self._namespace_changed),
+            (UDNS, self._udn_changed),
+            (CUDNS, self._cudn_changed),
+            (NADS, self._nad_changed),
+            (CLAIMS, self._claim_changed),
+            (VMS, self._vm_changed),
+            (VMIS, self._vmi_changed),
+            (VMIMS, self._vmim_changed),
+            (PODS, self._pod_changed),
+        ):
+            self.cluster.informers[resource].add_handler(handler)
+        self.ready.set()
+        log.info("taken over %d attachments; reconciling", len(tuple(self.cluster.attachments())))
+        async with asyncio.TaskGroup() as group:
+            for kind, reconcile in self._reconcilers().items():
+                group.create_task(
+                    work(
+                        self.queues[kind],
+                        reconcile,
+                        _WORKERS,
+                        kind,
+                        observe=_observe,
+                        expected=_EXPECTED,
+                    ),
+                    name=f"reconcile {kind}",
+                )
+
+    @property
+    def idle(self) -> bool:
+        """True when no queue has anything to do right now."""
+        return all(queue.idle for queue in self.queues.values())
+
+    def _reconcilers(self) -> dict[str, Callable[[str], Awaitable[float | None]]]:
+        def network(resource: Resource) -> Callable[[str], Awaitable[None]]:
+            return lambda key: self.networks.reconcile(resource, key)
+
+        return {
+            "udn": network(UDNS),
+            "cudn": network(CUDNS),
+            "nad": network(NADS),
+            "pod": self.pods.reconcile,
+            "machine": self.machines.reconcile,
+            "claim": self.claims.reconcile,
+            "migration": self.migrations.reconcile,
+        }
+
+    # -- which keys a change concerns
+
+    def _namespace_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        if old is not None and new is not None:
+            same_labels = objects.labels(old) == objects.labels(new)
+            if same_labels and objects.deleting(old) == objects.deleting(new):
+                return
+        self._namespace_freed(str(item["metadata"]["name"]))
+        for pod in self.cluster.pods(str(item["metadata"]["name"])):
+            self.queues["pod"].add(object_key(pod))
+        self._machines_of(str(item["metadata"]["name"]))
+
+    def _namespace_freed(self, namespace: str) -> None:
+        """The networks that may want this namespace."""
+        for item in self.cluster.items(CUDNS):
+            self.queues["cudn"].add(object_key(item))
+        for item in self.cluster.items(UDNS):
+            if objects.namespace_of(item) == namespace:
+                self.queues["udn"].add(object_key(item))
+
+    def _udn_changed(self, old: Object | None, new: Object | None) -> None:
+        self._add("udn", new or old)
+
+    def _cudn_changed(self, old: Object | None, new: Object | None) -> None:
+        self._add("cudn", new or old)
+
+    def _nad_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        namespace = objects.namespace_of(item)
+        reference = objects.owner_reference(item)
+        if reference is not None and reference.get("kind") == UDNS.kind:
+            self.queues["udn"].add(f"{namespace}/{reference['name']}")
+        elif reference is not None and reference.get("kind") == CUDNS.kind:
+            self.queues["cudn"].add(str(reference["name"]))
+        if new is None:
+            self._namespace_freed(namespace)
+        elif objects.deleting(new):
+            self._add("nad", new)
+        for pod in self.cluster.pods(namespace):
+            self.queues["pod"].add(object_key(pod))
+        for claim in self.cluster.items(CLAIMS):
+            if objects.namespace_of(claim) == namespace:
+                self._add("claim", claim)
+        self._machines_of(namespace)
+
+    def _machines_of(self, namespace: str) -> None:
+        for resource in (VMS, VMIS):
+            for item in self.cluster.items(resource):
+                if objects.namespace_of(item) == namespace:
+                    self._add("machine", item)
+
+    def _claim_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        self._add("claim", item)
+        key = machine_key(item)
+        if key is not None:
+            self.queues["machine"].add(key)
+        self._claim_filled(object_key(item))
+
+    def _claim_filled(self, key: str) -> None:
+        """The pods that may wait for a claim."""
+        for pod in self.cluster.pods(key.partition("/")[0]):
+            if objects.is_launcher(pod) or objects.annotations(pod).get(names.PRIMARY_CLAIM_ANNOTATION):
+                self.queues["pod"].add(object_key(pod))
+
+    def _vm_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        self._add("machine", item)
+        self._claims_of(item)
+
+    def _vmi_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        self._add("machine", item)
+        self._add("migration", item)
+        self._claims_of(item)
+        if item is not None and old is None:
+            # Pods that came before their VMI was seen.
+            for pod in self.cluster.launchers(item):
+                self.queues["pod"].add(object_key(pod))
+
+    def _claims_of(self, machine: Object | None) -> None:
+        if machine is None:
+            return
+        network = objects.primary_network_name(machine)
+        if network:
+            name = names.claim_name(machine["metadata"]["name"], network)
+            self.queues["claim"].add(f"{objects.namespace_of(machine)}/{name}")
+
+    def _vmim_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        name = ((item or {}).get("spec") or {}).get("vmiName")
+        if item is not None and name:
+            self.queues["migration"].add(f"{objects.namespace_of(item)}/{name}")
+
+    def _pod_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        self._add("pod", item)
+        if new is None or not objects.alive(new):
+            namespace = objects.namespace_of(item)
+            for (resource, key), waiting in tuple(self.networks.blocked.items()):
+                if namespace in waiting:
+                    self.queues[_QUEUE_OF[resource]].add(key)
+        vmi = self.cluster.machine_of(item)
+        if vmi is not None:
+            self._add("migration", vmi)
+            self._claims_of(vmi)
+        else:
+            claim = objects.annotations(item).get(names.PRIMARY_CLAIM_ANNOTATION)
+            if claim:
+                self.queues["claim"].add(f"{objects.namespace_of(item)}/{claim}")
+
+    def _add(self, kind: str, item: Object | None) -> None:
+        if item is not None:
+            self.queues[kind].add(object_key(item))
+
+
+_QUEUE_OF: Final = {UDNS: "udn", CUDNS: "cudn", NADS: "nad"}
+
+
+def _observe(kind: str, result: str, seconds: float) -> None:
+    metrics.RECONCILES.labels(kind, result).observe(seconds)

@@ -1,0 +1,109 @@
+"""Who has which address in every network: the allocators, filled from the API before the first address is given."""
+
+import logging
+from collections.abc import Callable
+from typing import Final, NewType
+
+from vmnet import metrics
+from vmnet.controller import objects
+from vmnet.controller.cluster import Attachment, Cluster
+from vmnet.ipam.errors import AllocationError
+from vmnet.ipam.network_pools import NetworkPools
+from vmnet.kube.api import Object, object_key
+from vmnet.model.network import Network
+
+log = logging.getLogger(__name__)
+
+Owner = NewType("Owner", str)
+_FAMILY: Final = {4: "ipv4", 6: "ipv6"}
+
+
+def claim_owner(key: str) -> Owner:
+    """A claim, by ``<namespace>/<name>``."""
+    return Owner(f"claim {key}")
+
+
+def pod_owner(pod: Object) -> Owner:
+    """A pod that has no claim. A successor of the same name is somebody else."""
+    return Owner(f"pod {object_key(pod)} ({pod['metadata'].get('uid')})")
+
+
+class Ledger:
+    """The pools of all networks.
+
+    A network's pools are made when it is first asked for, and are then filled at once, without awaiting, with every
+    claim and every annotated pod that the informers know: nothing is given before that.
+    """
+
+    def __init__(self, cluster: Cluster, released: Callable[[str], None] = lambda network: None) -> None:
+        self._cluster = cluster
+        self._networks: dict[str, NetworkPools] = {}
+        self.released = released
+        """Called with the network's name whenever addresses came free."""
+
+    def pools(self, network: Network) -> NetworkPools:
+        """The pools of a network."""
+        found = self._networks.get(network.name)
+        if found is None:
+            found = self._networks[network.name] = NetworkPools(network)
+            self._load(found)
+        return found
+
+    def publish(self, network: str) -> None:
+        """Bring the gauges of a network up to date."""
+        pools = self._networks.get(network)
+        if pools is None:
+            return
+        for family in pools.families:
+            metrics.ADDRESSES_USED.labels(network, _FAMILY[family]).set(pools.used(family))
+            metrics.ADDRESSES_CAPACITY.labels(network, _FAMILY[family]).set(pools.capacity(family))
+
+    def release(self, owner: Owner, network: str | None = None) -> None:
+        """Take back what an owner has, in one network or in all."""
+        for name, pools in self._networks.items():
+            if network in (None, name) and pools.release(owner):
+                self.publish(name)
+                self.released(name)
+
+    def forget(self, network: str) -> None:
+        """The network is gone."""
+        pools = self._networks.pop(network, None)
+        if pools is None:
+            return
+        for family in pools.families:
+            metrics.ADDRESSES_USED.remove(network, _FAMILY[family])
+            metrics.ADDRESSES_CAPACITY.remove(network, _FAMILY[family])
+
+    def _load(self, pools: NetworkPools) -> None:
+        network = pools.network.name
+        attachments = {found.namespace: found for found in self._cluster.attachments(network=network)}
+        for claim in self._cluster.claims(network):
+            self._load_claim(pools, claim)
+        for attachment in attachments.values():
+            for pod in self._cluster.pods(attachment.namespace):
+                if objects.alive(pod):
+                    self._load_pod(pools, attachment, pod)
+        self.publish(network)
+
+    def _load_claim(self, pools: NetworkPools, claim: Object) -> None:
+        try:
+            wanted = objects.claim_addresses(claim)
+            if wanted:
+                pools.reserve(claim_owner(object_key(claim)), wanted, partial=True)
+        except (ValueError, AllocationError) as error:
+            log.error("claim %s of network %s: %s", object_key(claim), pools.network.name, error)
+
+    def _load_pod(self, pools: NetworkPools, attachment: Attachment, pod: Object) -> None:
+        try:
+            found = objects.allocated(pod, attachment.key)
+            if found is None:
+                return
+            reference = self._cluster.claim_reference(pod, pools.network)
+            owner = claim_owner(reference.key) if reference is not None else pod_owner(pod)
+            held = pools.get(owner)
+            if held is not None and {item.ip for item in held.addresses} != {item.ip for item in found.addresses}:
+                raise ValueError(f"its addresses are not those of {owner}")
+            # The pod knows a MAC that was asked for; a claim does not record it.
+            pools.reserve(owner, found.addresses, found.mac, partial=True)
+        except (ValueError, AllocationError) as error:
+            log.error("pod %s on network %s: %s", object_key(pod), pools.network.name, error)

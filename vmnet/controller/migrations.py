@@ -1,0 +1,315 @@
+"""Live migrations, read from what KubeVirt records: phase, live pod, and the record of a finished one."""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from vmnet import metrics
+from vmnet.controller import objects
+from vmnet.controller.cluster import Attachment, Cluster
+from vmnet.kube.api import VMIMS, VMIS, Conflict, Invalid, Kube, NotFound, Object, PatchType, object_key
+from vmnet.kube.events import Recorder
+from vmnet.model import names
+from vmnet.model.endpoint import MachineReference
+from vmnet.model.migration import CutOver, Key, MigrationPhase
+
+log = logging.getLogger(__name__)
+
+CUT_OVER_GRACE_SECONDS: Final = 5.0
+"""How long after a migration's end the record waits for the agent's account of it."""
+_REMEMBERED: Final = 4096
+
+
+def migration_state(vmi: Object | None) -> Mapping[str, Any]:
+    """``status.migrationState`` of a VMI: the last hand-off and what came of it; empty when there was none."""
+    state = ((vmi or {}).get("status") or {}).get("migrationState")
+    return state if isinstance(state, dict) else {}
+
+
+def node_of(pod: Object) -> str:
+    """Where a pod is bound. Never its nodeName *label*: on a target it names the source until switch-over."""
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
+def live_pod(pods: Iterable[Object], vmi: Object | None) -> Object | None:
+    """The pod that the machine's addresses belong to: the source's until the migration has succeeded."""
+    living = sorted(filter(objects.alive, pods), key=lambda pod: str(pod["metadata"].get("creationTimestamp") or ""))
+    if len(living) <= 1:
+        return living[0] if living else None
+    state = migration_state(vmi)
+    where = ((vmi or {}).get("status") or {}).get("nodeName")
+    if state.get("failed"):
+        source = next((pod for pod in living if pod["metadata"]["name"] == state.get("sourcePod")), None)
+        if source is not None:
+            return source
+    if where:
+        return next((pod for pod in living if node_of(pod) == where), living[0])
+    return living[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One migration as the objects show it."""
+
+    uid: str
+    phase: MigrationPhase
+    source_pod: str = ""
+    target_pod: str = ""
+    source_node: str = ""
+    target_node: str = ""
+    mode: str = ""
+    started: str = ""
+    ended: str = ""
+    reason: str = ""
+    aborted: bool = False
+
+
+def derive(vmi: Object, vmims: Iterable[Object], pods: Iterable[Object]) -> Migration | None:
+    """The migration that a VMI is in or has been through last; None when there is none that the network could see.
+
+    Before the hand-off only the target pod shows it; the VMI still tells of the migration before. One that was
+    cancelled before the hand-off leaves no trace.
+    """
+    state = migration_state(vmi)
+    by_uid = {str(item["metadata"].get("uid")): item for item in vmims}
+    uid = str(state.get("migrationUid") or "")
+    launchers = list(pods)
+    for item in by_uid.values():
+        number = str(item["metadata"].get("uid"))
+        if number == uid or (item.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            continue
+        target = next(
+            (
+                pod
+                for pod in launchers
+                if objects.labels(pod).get(names.MIGRATION_JOB_LABEL) == number
+                and objects.alive(pod)
+                and not objects.deleting(pod)
+            ),
+            None,
+        )
+        if target is not None:
+            source = live_pod([pod for pod in launchers if pod is not target], vmi)
+            return Migration(
+                uid=number,
+                phase=MigrationPhase.STAGING,
+                source_pod=str(source["metadata"]["name"]) if source is not None else "",
+                target_pod=str(target["metadata"]["name"]),
+                source_node=node_of(source) if source is not None else "",
+                target_node=node_of(target),
+            )
+    if not uid:
+        return None
+    if state.get("failed"):
+        phase = MigrationPhase.FAILED
+    elif state.get("completed"):
+        phase = MigrationPhase.SUCCEEDED
+    elif ((by_uid.get(uid) or {}).get("status") or {}).get("phase") == "Failed":
+        phase = MigrationPhase.FAILED
+    else:
+        phase = MigrationPhase.RUNNING if state.get("startTimestamp") else MigrationPhase.STAGING
+    return Migration(
+        uid=uid,
+        phase=phase,
+        source_pod=str(state.get("sourcePod") or ""),
+        target_pod=str(state.get("targetPod") or ""),
+        source_node=str(state.get("sourceNode") or ""),
+        target_node=str(state.get("targetNode") or ""),
+        mode=str(state.get("mode") or ""),
+        started=str(state.get("startTimestamp") or ""),
+        ended=str(state.get("endTimestamp") or ""),
+        reason=str(state.get("failureReason") or ""),
+        aborted=bool(state.get("abortRequested")),
+    )
+
+
+class MigrationReconciler:
+    """Keyed by ``<namespace>/<name>`` of a VMI: records what became of its last migration, once."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        cluster: Cluster,
+        events: Recorder,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._kube = kube
+        self._cluster = cluster
+        self._events = events
+        self._now = now
+        self._counted: OrderedDict[str, None] = OrderedDict()
+
+    async def reconcile(self, key: str) -> float | None:
+        """Record a finished migration: annotation first, so that a restart does not count it twice."""
+        vmi = self._cluster.get(VMIS, key)
+        if vmi is None:
+            return None
+        pods = self._cluster.launchers(vmi)
+        vmims = (item for item in self._cluster.items(VMIMS) if _concerns(item, vmi))
+        migration = derive(vmi, vmims, pods)
+        if migration is None or migration.phase not in (MigrationPhase.SUCCEEDED, MigrationPhase.FAILED):
+            return None
+        attachment = self._cluster.primary(objects.namespace_of(vmi))
+        source = next((pod for pod in pods if pod["metadata"]["name"] == migration.source_pod), None)
+        target = next((pod for pod in pods if pod["metadata"]["name"] == migration.target_pod), None)
+        if attachment is None:
+            return None
+        allocation = next((found for pod in (target, source) if pod and (found := _allocated(pod, attachment))), None)
+        if allocation is None:
+            # Not a machine of ours: it was never on the network.
+            return None
+        present = recorded(vmi)
+        wanted = record(migration, attachment.network.name, allocation, cut_over(target) if target else None)
+        if present == wanted:
+            return None
+        first = present.get("uid") != migration.uid
+        if first and wanted.get("cutOver") is None and migration.phase is MigrationPhase.SUCCEEDED:
+            # The agent's word may come a moment after KubeVirt's.
+            left = _remaining(migration, self._now())
+            if left > 0:
+                return left
+        if not first and wanted.get("cutOver") is None:
+            # The pod that knew is gone; the record keeps what it said.
+            return None
+        await self._write(vmi, wanted)
+        if first and migration.uid not in self._counted:
+            self._counted[migration.uid] = None
+            if len(self._counted) > _REMEMBERED:
+                self._counted.popitem(last=False)
+            await self._tell(vmi, migration, attachment.network.name, wanted)
+        return None
+
+    async def _write(self, vmi: Object, wanted: dict[str, Any]) -> None:
+        metadata = vmi["metadata"]
+        text = json.dumps(wanted, sort_keys=True)
+        patch: list[dict[str, Any]] = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}
+        ]
+        if metadata.get("annotations"):
+            path = "/metadata/annotations/" + names.MIGRATION_RECORD_ANNOTATION.replace("~", "~0").replace("/", "~1")
+            patch.append({"op": "add", "path": path, "value": text})
+        else:
+            value = {names.MIGRATION_RECORD_ANNOTATION: text}
+            patch.append({"op": "add", "path": "/metadata/annotations", "value": value})
+        try:
+            await self._kube.patch(VMIS, metadata["name"], patch, metadata["namespace"], type=PatchType.JSON)
+        except NotFound:
+            log.debug("VMI %s went before its migration was written on it", object_key(vmi))
+        except Invalid as error:
+            # A failed test is 422 at a real API server: the VMI has changed, and another look follows.
+            raise Conflict(str(error)) from error
+
+    async def _tell(self, vmi: Object, migration: Migration, network: str, wanted: dict[str, Any]) -> None:
+        metadata = vmi["metadata"]
+        succeeded = migration.phase is MigrationPhase.SUCCEEDED
+        metrics.MIGRATIONS.labels(
+            metadata["namespace"], metadata["name"], migration.target_node, network, migration.phase.value
+        ).inc()
+        held = ", ".join(wanted["addresses"])
+        if succeeded:
+            blackout = wanted["blackoutSeconds"]
+            pause = f", blackout {blackout * 1000:.1f} ms" if blackout is not None else ""
+            message = f"moved from {migration.source_node} to {migration.target_node} with {held}{pause}"
+            await self._events.event(vmi, "NetworkMigrated", message)
+        else:
+            why = f" ({migration.reason})" if migration.reason else ""
+            message = f"stays on {migration.source_node} with {held}: migration to {migration.target_node} failed{why}"
+            await self._events.event(vmi, "NetworkMigrationFailed", message, "Warning")
+
+
+def record(migration: Migration, network: str, allocation: objects.Allocated, seen: CutOver | None) -> dict[str, Any]:
+    """What is written down about a finished migration."""
+    succeeded = migration.phase is MigrationPhase.SUCCEEDED
+    blackout = None
+    if succeeded and seen is not None and seen.first_frame_at is not None:
+        blackout = round(seen.first_frame_at - seen.opened_at, 6)
+    return {
+        "uid": migration.uid,
+        "outcome": migration.phase.value,
+        "aborted": migration.aborted,
+        "reason": migration.reason,
+        "mode": migration.mode,
+        "network": network,
+        "from": {"node": migration.source_node, "pod": migration.source_pod},
+        "to": {"node": migration.target_node, "pod": migration.target_pod},
+        "addresses": [str(item.ip) for item in allocation.addresses],
+        "mac": allocation.mac,
+        "started": migration.started,
+        "ended": migration.ended,
+        "blackoutSeconds": blackout,
+        "cutOver": None
+        if seen is None
+        else {
+            "key": seen.key.value,
+            "openedAt": seen.opened_at,
+            "frameAt": seen.frame_at,
+            "annotationAt": seen.annotation_at,
+            "firstFrameAt": seen.first_frame_at,
+            "announcements": seen.announcements,
+        },
+    }
+
+
+def recorded(vmi: Object) -> Mapping[str, Any]:
+    """The record that a VMI carries; empty when there is none that can be read."""
+    text = objects.annotations(vmi).get(names.MIGRATION_RECORD_ANNOTATION)
+    try:
+        found = json.loads(text) if text else {}
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def cut_over(target: Object) -> CutOver | None:
+    """What the target's agent wrote on its pod; None when it has not, or cannot be read."""
+    text = objects.annotations(target).get(names.CUT_OVER_ANNOTATION)
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+        machine = found["machine"]
+        return CutOver(
+            machine=MachineReference(machine["namespace"], machine["name"]),
+            network=found["network"],
+            node=found["node"],
+            key=Key(found["key"]),
+            opened_at=float(found["opened_at"]),
+            frame_at=_number(found.get("frame_at")),
+            annotation_at=_number(found.get("annotation_at")),
+            first_frame_at=_number(found.get("first_frame_at")),
+            announcements=int(found.get("announcements") or 0),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("annotation %s of pod %s: %s", names.CUT_OVER_ANNOTATION, object_key(target), error)
+        return None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _allocated(pod: Object, attachment: Attachment) -> objects.Allocated | None:
+    try:
+        return objects.allocated(pod, attachment.key)
+    except ValueError:
+        return None
+
+
+def _concerns(vmim: Object, vmi: Object) -> bool:
+    return (
+        objects.namespace_of(vmim) == objects.namespace_of(vmi)
+        and (vmim.get("spec") or {}).get("vmiName") == vmi["metadata"]["name"]
+    )
+
+
+def _remaining(migration: Migration, now: datetime) -> float:
+    """How much longer the agent's word is waited for, in seconds."""
+    try:
+        ended = datetime.fromisoformat(migration.ended)
+    except ValueError:
+        return 0.0
+    return min(CUT_OVER_GRACE_SECONDS, CUT_OVER_GRACE_SECONDS - (now - ended).total_seconds())

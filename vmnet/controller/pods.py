@@ -1,0 +1,165 @@
+"""Pods of namespaces with a primary network: addresses, and the annotation that CNI ADD waits for."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from vmnet.controller import objects
+from vmnet.controller.cluster import Attachment, ClaimReference, Cluster
+from vmnet.controller.ledger import Ledger, Owner, claim_owner, pod_owner
+from vmnet.controller.waiting import WaitingRoom
+from vmnet.ipam.errors import AddressConflict, AllocationError, Exhausted
+from vmnet.ipam.network_pools import Allocation
+from vmnet.kube.api import CLAIMS, PODS, Kube, NotFound, Object, object_key
+from vmnet.kube.events import Recorder
+from vmnet.model import names
+from vmnet.model.network import Network
+
+log = logging.getLogger(__name__)
+
+ALLOCATION_FAILED: Final = "ErrorAllocatingPod"
+"""Event reason (contract)."""
+
+
+def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
+    """One entry of the pod-networks annotation; the singular forms only for single-stack networks."""
+    gateways = [str(gateway) for item in allocation.addresses if (gateway := network.gateway_for(item.version))]
+    found: dict[str, Any] = {
+        "ip_addresses": [str(item) for item in allocation.addresses],
+        "mac_address": allocation.mac,
+        "gateway_ips": gateways,
+        "role": network.role.value,
+    }
+    if len(allocation.addresses) == 1:
+        found["ip_address"] = str(allocation.addresses[0])
+        if gateways:
+            found["gateway_ip"] = gateways[0]
+    return found
+
+
+class PodReconciler:
+    """Keyed by ``<namespace>/<pod>``."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        cluster: Cluster,
+        ledger: Ledger,
+        events: Recorder,
+        waiting: WaitingRoom,
+        again: Callable[[str], None] = lambda key: None,
+    ) -> None:
+        self._kube = kube
+        self._cluster = cluster
+        self._ledger = ledger
+        self._events = events
+        self._waiting = waiting
+        self.again = again
+        """Puts a key into this reconciler's queue."""
+        self._owners: dict[str, tuple[Owner, str]] = {}
+        """Pod key → the owner of its own (not claimed) addresses, and the network they are of."""
+
+    def load(self) -> None:
+        """Remember which pods own addresses, so that they are given back when those pods go. After the ledger."""
+        for found in self._cluster.attachments():
+            pools = self._ledger.pools(found.network)
+            for pod in self._cluster.pods(found.namespace):
+                owner = pod_owner(pod)
+                if pools.get(owner) is not None:
+                    self._owners[object_key(pod)] = (owner, found.network.name)
+
+    async def reconcile(self, key: str) -> None:
+        """Give one pod its addresses, or take them back."""
+        pod = self._cluster.get(PODS, key)
+        self._waiting.leave("pod", key)
+        held = self._owners.get(key)
+        if held is not None and (pod is None or not objects.alive(pod) or pod_owner(pod) != held[0]):
+            del self._owners[key]
+            self._ledger.release(*held)
+        if pod is None or not objects.alive(pod) or objects.host_network(pod):
+            return
+        namespace = objects.namespace_of(pod)
+        if not self._cluster.labelled(namespace):
+            return
+        attachment = self._cluster.primary(namespace)
+        try:
+            if attachment is None:
+                if not objects.pod_networks(pod):
+                    message = (
+                        f"namespace {namespace} is labelled for a primary network, but has none yet; waiting for it"
+                    )
+                    await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
+                return
+            allocation = await self._allocate(pod, attachment)
+            if allocation is None:
+                return
+            await self._annotate(pod, attachment, allocation)
+        except (ValueError, AllocationError) as error:
+            network = attachment.network.name if attachment is not None else ""
+            if isinstance(error, Exhausted | AddressConflict):
+                self._waiting.enter(network, "pod", key, self.again)
+            await self._events.event(pod, ALLOCATION_FAILED, f"network {network}: {error}", "Warning")
+
+    async def _allocate(self, pod: Object, attachment: Attachment) -> Allocation | None:
+        """What the pod shall have; None while its claim has nothing. Raises AllocationError, ValueError."""
+        network = attachment.network
+        pools = self._ledger.pools(network)
+        reference = self._cluster.claim_reference(pod, network)
+        present = objects.allocated(pod, attachment.key)
+        if reference is not None:
+            return await self._claimed(pod, attachment, reference)
+        if objects.is_launcher(pod) and network.persistent and self._cluster.machine_of(pod) is None and not present:
+            # Its machine, and so its claim, will be known in a moment.
+            return None
+        owner = pod_owner(pod)
+        if present is not None:
+            allocation = pools.reserve(owner, present.addresses, present.mac, partial=True)
+        else:
+            request = objects.pod_request(pod)
+            if request.addresses:
+                allocation = pools.reserve(owner, request.addresses, request.mac)
+            else:
+                allocation = pools.allocate(owner, request.mac)
+        self._owners[object_key(pod)] = (owner, network.name)
+        self._ledger.publish(network.name)
+        return allocation
+
+    async def _claimed(self, pod: Object, attachment: Attachment, reference: ClaimReference) -> Allocation | None:
+        claim = self._cluster.get(CLAIMS, reference.key)
+        if claim is not None and (claim.get("spec") or {}).get("network") != attachment.network.name:
+            other = (claim.get("spec") or {}).get("network")
+            raise ValueError(f"IPAMClaim {reference.key} is for network {other}")
+        # Only what the claim's status says is safe to use: it is there after a restart too.
+        if claim is None or not objects.claim_addresses(claim):
+            return None
+        return self._ledger.pools(attachment.network).get(claim_owner(reference.key))
+
+    async def _annotate(self, pod: Object, attachment: Attachment, allocation: Allocation) -> None:
+        entries = objects.pod_networks(pod)
+        wanted = entry(attachment.network, allocation)
+        if entries.get(attachment.key) == wanted:
+            return
+        if attachment.key in entries:
+            present = objects.allocated(pod, attachment.key)
+            if present is not None and present.addresses == allocation.addresses and present.mac == allocation.mac:
+                return
+            if present is not None:
+                raise ValueError(
+                    f"annotation {names.POD_NETWORKS_ANNOTATION} names {', '.join(map(str, present.addresses))}, "
+                    f"but {', '.join(map(str, allocation.addresses))} belong to the pod"
+                )
+        metadata = pod["metadata"]
+        # The agent writes other keys of the same annotation: the version makes sure that neither undoes the other.
+        body = {
+            "metadata": {
+                "resourceVersion": metadata["resourceVersion"],
+                "annotations": {
+                    names.POD_NETWORKS_ANNOTATION: json.dumps({**entries, attachment.key: wanted}, sort_keys=True)
+                },
+            }
+        }
+        try:
+            await self._kube.patch(PODS, metadata["name"], body, metadata["namespace"])
+        except NotFound:
+            log.debug("pod %s went before it was annotated", object_key(pod))

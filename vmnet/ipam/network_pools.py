@@ -1,0 +1,160 @@
+"""One network's addresses and MACs: what each owner has."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from vmnet.ipam.errors import AddressConflict, ConflictKind, OutOfRange, WrongFamily
+from vmnet.ipam.pool import Pool
+from vmnet.model import addresses
+from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.names import MacAddress
+from vmnet.model.network import Network
+
+INFRASTRUCTURE: Final = "the network's gateway"
+"""Owner of the gateway's MAC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What one owner has: IPv4 first, with the subnet's prefix length."""
+
+    addresses: tuple[IPInterface, ...]
+    mac: MacAddress
+
+
+class NetworkPools:
+    """Allocation of one network. Owners are free text, shown in conflict errors."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._pools: dict[int, Pool] = {}
+        for subnet, gateway, management in zip(
+            network.subnets, network.gateways, network.management_addresses, strict=True
+        ):
+            own = [pool for pool in network.infrastructure_subnets if pool.version == subnet.version]
+            reserved = [pool for pool in network.reserved_subnets if pool.version == subnet.version]
+            self._pools[subnet.version] = Pool(subnet, infrastructure=[gateway, management, *own], reserved=reserved)
+        self._pools = dict(sorted(self._pools.items()))
+        self._allocations: dict[str, Allocation] = {}
+        self._macs: dict[MacAddress, str] = {network.gateway_mac: INFRASTRUCTURE} if self._pools else {}
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """Families of the network's subnets, IPv4 first."""
+        return tuple(self._pools)
+
+    def used(self, family: int) -> int:
+        """Addresses of one family that somebody has."""
+        return self._pools[family].used
+
+    def capacity(self, family: int) -> int:
+        """Addresses of one family that workloads can have."""
+        return self._pools[family].capacity
+
+    def owners(self) -> Iterable[str]:
+        """Everybody who has something."""
+        return self._allocations.keys()
+
+    def get(self, owner: str) -> Allocation | None:
+        """What ``owner`` has."""
+        return self._allocations.get(owner)
+
+    def allocate(self, owner: str, mac: MacAddress | None = None) -> Allocation:
+        """One address of each family and a MAC; what ``owner`` has already is returned unchanged.
+
+        Without ``mac`` it is derived from the address. Raises Exhausted, AddressConflict (MAC).
+        """
+        existing = self._allocations.get(owner)
+        if existing is not None:
+            return existing
+        if mac is not None:
+            self._check_mac(mac, owner)
+        passed_over: list[tuple[Pool, IPAddress]] = []
+        taken: list[tuple[Pool, IPAddress]] = []
+        try:
+            for index, pool in enumerate(self._pools.values()):
+                address = pool.allocate(owner)
+                # The MAC follows from the first family's address: pass over one whose MAC somebody asked for by name.
+                while index == 0 and mac is None and addresses.mac_for(address) in self._macs:
+                    passed_over.append((pool, address))
+                    address = pool.allocate(owner)
+                taken.append((pool, address))
+        except BaseException:
+            for pool, address in taken:
+                pool.release(address)
+            raise
+        finally:
+            for pool, address in passed_over:
+                pool.release(address)
+        interfaces = tuple(pool.interface(address) for pool, address in taken)
+        return self._record(owner, interfaces, mac)
+
+    def reserve(
+        self,
+        owner: str,
+        wanted: Iterable[IPAddress | IPInterface],
+        mac: MacAddress | None = None,
+        *,
+        partial: bool = False,
+    ) -> Allocation:
+        """Exactly these addresses and this MAC for ``owner``, all or nothing; what ``owner`` had before is given back.
+
+        Without ``mac`` it is derived. ``partial`` allows addresses of fewer families than the network has (what is
+        already written down must be honoured). Raises WrongFamily, OutOfRange, AddressConflict.
+        """
+        by_family: dict[int, IPAddress] = {}
+        for item in wanted:
+            address = addresses.address(str(item).partition("/")[0])
+            if address.version not in self._pools:
+                raise WrongFamily(f"address {address}: network {self.network.name} has no IPv{address.version} subnet")
+            if address.version in by_family:
+                raise WrongFamily(
+                    f"more than one IPv{address.version} address: {by_family[address.version]}, {address}"
+                )
+            by_family[address.version] = address
+        missing = [family for family in self._pools if family not in by_family]
+        if (not by_family and self._pools) or (missing and not partial):
+            lacking = ", ".join(f"IPv{family}" for family in missing)
+            raise WrongFamily(f"no {lacking} address: network {self.network.name} needs one of each of its families")
+        chosen = [(self._pools[family], by_family[family]) for family in sorted(by_family)]
+        if mac is None and not chosen:
+            raise OutOfRange(f"network {self.network.name} has no subnet to derive a MAC address from")
+        wanted_mac = mac if mac is not None else addresses.mac_for(chosen[0][1])
+        for pool, address in chosen:
+            pool.check(address, owner)
+        self._check_mac(wanted_mac, owner)
+        interfaces = tuple(pool.interface(address) for pool, address in chosen)
+        before = self._allocations.get(owner)
+        if before == Allocation(interfaces, wanted_mac):
+            return before
+        if before is not None:
+            self.release(owner)
+        for pool, address in chosen:
+            pool.reserve(address, owner)
+        return self._record(owner, interfaces, wanted_mac)
+
+    def release(self, owner: str) -> bool:
+        """Take back all that ``owner`` has; False when that is nothing."""
+        allocation = self._allocations.pop(owner, None)
+        if allocation is None:
+            return False
+        for item in allocation.addresses:
+            self._pools[item.version].release(item.ip)
+        del self._macs[allocation.mac]
+        return True
+
+    def mac_owner(self, mac: MacAddress) -> str | None:
+        """Who has a MAC."""
+        return self._macs.get(mac)
+
+    def _check_mac(self, mac: MacAddress, owner: str) -> None:
+        holder = self._macs.get(mac)
+        if holder is not None and holder != owner:
+            raise AddressConflict(ConflictKind.MAC, mac, holder)
+
+    def _record(self, owner: str, interfaces: tuple[IPInterface, ...], mac: MacAddress | None) -> Allocation:
+        allocation = Allocation(interfaces, mac if mac is not None else addresses.mac_for(interfaces[0].ip))
+        self._allocations[owner] = allocation
+        self._macs[allocation.mac] = owner
+        return allocation
