@@ -7,7 +7,6 @@ back-off and repeats an expired resourceVersion).
 
 import asyncio
 import json
-import logging
 import os
 import random
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import aiohttp
+import yaml
 from aiohttp.client_reqrep import ClientResponse
 from yarl import URL
 
@@ -33,8 +33,6 @@ from vmnet.kube.api import (
     Unavailable,
     WatchEvent,
 )
-
-log = logging.getLogger(__name__)
 
 PAGE_SIZE: Final = 500
 """Objects per page of a list: one page decodes in about 20 ms, so the event loop is never blocked for long."""
@@ -113,7 +111,7 @@ class KubeClient(Kube):
                 )
             else:
                 config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-        except (config.ConfigException, OSError, ValueError) as error:
+        except (config.ConfigException, OSError, ValueError, yaml.YAMLError) as error:
             raise KubeError(f"no usable Kubernetes configuration in {path or 'this pod'}: {error}") from error
         if not configuration.host:
             raise KubeError(f"{path} names no cluster: its current context is missing or empty")
@@ -320,5 +318,5 @@ async def _lines(response: ClientResponse) -> AsyncGenerator[bytes, None]:
             if line.strip():
                 yield line
     if rest.strip():
-        # The connection ended within an event: it will come again from the last resourceVersion.
-        log.debug("a watch ended within an event of %d bytes", len(rest))
+        # No newline at the end: half an event, or a proxy's page where events should be. Decoding tells.
+        yield bytes(rest)
