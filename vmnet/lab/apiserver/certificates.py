@@ -107,7 +107,7 @@ def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePriva
 
 
 def prepare(directory: Path, hosts: Iterable[str]) -> Certificates:
-    """The certificates in ``directory`` for a server reachable as ``hosts``; what is missing or does not fit is made."""
+    """The certificates in ``directory`` for a server reachable as ``hosts``; what does not fit is made anew."""
     directory.mkdir(parents=True, exist_ok=True)
     authority, authority_key = _authority(directory)
     wanted = _names((*hosts, *SERVICE_NAMES, "127.0.0.1", "::1"))

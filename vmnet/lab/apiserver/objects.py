@@ -24,7 +24,7 @@ from vmnet.lab.apiserver import (
 )
 from vmnet.lab.apiserver.requests import DeleteOptions, WriteOptions
 from vmnet.lab.apiserver.resources import Registry, ResourceInfo
-from vmnet.lab.apiserver.shapes import Shape
+from vmnet.lab.apiserver.shapes import Shape, Shapes
 from vmnet.lab.apiserver.status import (
     ApiError,
     Cause,
@@ -198,10 +198,10 @@ class Objects:
     check_definition: Callable[[Object, Object | None], list[Cause]] = lambda _new, _old: []
     """Causes for a CustomResourceDefinition that is wrong."""
     now: Callable[[], datetime] = utc_now
-    shapes: shapes.Shapes = field(init=False)
+    shapes: Shapes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shapes = shapes.Shapes(self.registry)
+        self.shapes = Shapes(self.registry)
 
     # Reading
 
@@ -520,6 +520,12 @@ class Objects:
             return self.check_definition(obj, old)
         storage = info.storage_key
         return core_validation.created(storage, obj) if old is None else core_validation.changed(storage, obj, old)
+
+    def replace(
+        self, info: ResourceInfo, stored: Stored, obj: Object, options: WriteOptions, subresource: str
+    ) -> Object:
+        """Replace an object by a changed copy of it, as an update through a subresource. Raises ApiError."""
+        return self._update(info, stored, self._fitted(info, obj, options), options, subresource)
 
     # Patching
 
