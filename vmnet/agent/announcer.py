@@ -160,7 +160,7 @@ class Announcer:
             except OSError as error:
                 self._lose(network_id, error)
                 return
-            if address[2] == socket.PACKET_OUTGOING:
+            if address and address[2] == socket.PACKET_OUTGOING:
                 continue
             try:
                 self._moved_on(network_id, arp.decode(frame).sender_mac)

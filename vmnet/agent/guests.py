@@ -137,7 +137,7 @@ class GuestServices:
             except OSError as error:
                 self._lose(segment, error)
                 return
-            if address[2] == socket.PACKET_OUTGOING:
+            if address and address[2] == socket.PACKET_OUTGOING:
                 continue
             solicitation = frame[12:14] == b"\x86\xdd" and frame[_NEXT_HEADER : _NEXT_HEADER + 1] == ICMPV6.to_bytes(
                 1, "big"
