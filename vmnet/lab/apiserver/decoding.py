@@ -10,6 +10,18 @@ import yaml
 from vmnet.lab.apiserver.shapes import ANY, Shape
 from vmnet.lab.apiserver.status import ApiError, bad_request
 
+_WRITTEN_NULL = frozenset(
+    {
+        ("Event", "eventTime"),
+        ("Event", "firstTimestamp"),
+        ("Event", "lastTimestamp"),
+        ("PodCondition", "lastProbeTime"),
+        ("PodCondition", "lastTransitionTime"),
+        ("NodeCondition", "lastHeartbeatTime"),
+        ("NodeCondition", "lastTransitionTime"),
+    }
+)
+"""Times that Go writes even when they are unset."""
 _GO_TYPES = {"integer": "int32", "number": "float64", "string": "string", "boolean": "bool"}
 
 
@@ -181,8 +193,7 @@ class Decoder:
                     self.unknown.append(f"{prefix}{name}")
                     continue
             if item is None:
-                # Go writes these three of an Event even when they are unset.
-                if name in ("eventTime", "firstTimestamp", "lastTimestamp") and shape.go_name == "Event":
+                if (shape.go_name, name) in _WRITTEN_NULL:
                     found[name] = None
                 continue
             fitted = self._fit(item, child, f"{prefix}{name}", inner_owner, inner_field)

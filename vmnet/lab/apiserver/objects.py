@@ -51,6 +51,8 @@ LEASES: Final = ("coordination.k8s.io", "leases")
 
 IMMORTAL_NAMESPACES: Final = ("default", "kube-system", "kube-public")
 CRD_FINALIZER: Final = "customresourcecleanup.apiextensions.k8s.io"
+CONTROLLER: Final = "kube-controller-manager"
+"""Field manager of what the server changes on its own."""
 FOREGROUND: Final = "foregroundDeletion"
 ORPHAN: Final = "orphan"
 
@@ -794,10 +796,17 @@ class Objects:
 
     # Writes by the server itself
 
-    def change(self, info: ResourceInfo, namespace: str, name: str, change: Callable[[Object], Object | None]) -> bool:
+    def change(
+        self,
+        info: ResourceInfo,
+        namespace: str,
+        name: str,
+        change: Callable[[Object], Object | None],
+        manager: str = CONTROLLER,
+    ) -> bool:
         """Let the server itself replace an object: ``change`` gets a copy; None leaves it. False if it is not there.
 
-        No validation and no field ownership; a terminating object that has nothing left to wait for goes.
+        Nothing is validated; a terminating object that has nothing left to wait for goes.
         """
         stored = self.store.get(info.storage_key, (namespace, name))
         if stored is None:
@@ -807,8 +816,13 @@ class Objects:
             return True
         if self._is_finished(info, obj):
             self._remove(info, stored, None)
-        else:
-            self.store.put(info.storage_key, obj)
+            return True
+        options = WriteOptions(manager=manager, user=manager)
+        obj["metadata"].pop("managedFields", None)
+        managed = ownership.write_entries(self._entries_after(info, stored.obj, obj, options, "", ignored=()))
+        if managed:
+            obj["metadata"]["managedFields"] = managed
+        self.store.put(info.storage_key, obj)
         return True
 
     # Bodies
@@ -921,16 +935,22 @@ class Objects:
         return ()
 
     def _entries_after(
-        self, info: ResourceInfo, old: Object | None, obj: Object, options: WriteOptions, subresource: str
+        self,
+        info: ResourceInfo,
+        old: Object | None,
+        obj: Object,
+        options: WriteOptions,
+        subresource: str,
+        ignored: tuple[ownership.Path, ...] | None = None,
     ) -> ownership.Entries:
+        if ignored is None:
+            ignored = self._ignored(info, subresource)
         shape = self.shapes.of(info)
         manager = ownership.Manager(options.manager, "Update", info.api_version, subresource)
         now = self.timestamp()
         if old is None:
             empty: Object = {} if self.is_custom(info) else shapes.empty(shape)
-            return ownership.updated(
-                {}, empty, obj, shape, manager=manager, ignored=self._ignored(info, subresource), now=now
-            )
+            return ownership.updated({}, empty, obj, shape, manager=manager, ignored=ignored, now=now)
         live = old["metadata"].get("managedFields")
         sent = obj["metadata"].get("managedFields")
         if sent == [{}] and not subresource:
@@ -946,7 +966,7 @@ class Objects:
             _unmanaged(obj),
             shape,
             manager=manager,
-            ignored=self._ignored(info, subresource),
+            ignored=ignored,
             now=now,
         )
 

@@ -78,6 +78,8 @@ _OPEN: Final = ("/version", *_HEALTH)
 _BODY_LIMIT: Final = 3 * 1024 * 1024
 _BODY_TYPES: Final = "application/json, application/yaml, application/vnd.kubernetes.protobuf"
 _PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
+_SHOWN_BYTES: Final = 30
+"""How much of a body that cannot be parsed its error shows."""
 SERVER: Final = "vmnet-apiserver"
 
 
@@ -587,8 +589,11 @@ class ApiServer:
         try:
             value, duplicates = decoding.parse_json(content)
         except ValueError as error:
-            shown = content.decode(errors="replace") if content.lstrip()[:1] in (b"{", b"[") else content.hex()
-            shown = (shown[:30] + " ..." if len(shown) > 30 else shown) if content else "<empty>"
+            shown = "<empty>"
+            if content:
+                cut = " ..." if len(content) > _SHOWN_BYTES else ""
+                start = content[:_SHOWN_BYTES]
+                shown = (start.decode(errors="replace") if content[:1] == b"{" else start.hex()) + cut
             raise bad_request(
                 f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; "
                 f"json parse error: {decoding.go_json_error(error, content)} ({shown})"

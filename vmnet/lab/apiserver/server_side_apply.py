@@ -235,7 +235,9 @@ def apply(
         left.pop(manager, None)
     changed = not difference.same or previous is None or previous.paths != named or bool(conflicts)
     if changed and named:
-        left[manager] = Entry(manager, api_version, named, now)
+        # An apply that only takes note of what is there already has no time of its own.
+        time = previous.time if difference.same and previous is not None else None if difference.same else now
+        left[manager] = Entry(manager, api_version, named, time)
     return Applied(merged, left, changed)
 
 

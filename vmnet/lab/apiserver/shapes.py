@@ -225,8 +225,8 @@ _SHAPELESS: Final = Shape(
 
 
 def empty(shape: Shape) -> dict[str, Any]:
-    """The zero value of a built-in kind as its Go type serializes it: structs that are no pointers are present."""
-    found: dict[str, Any] = {}
+    """The zero value of a built-in kind as its Go type serializes it: structs are there, needed lists null."""
+    found: dict[str, Any] = {name: None for name in shape.required if shape.child(name).type == "array"}
     for name, child in shape.properties.items():
         if child.has_default and child.default == {} and child.type == "object" and child.properties:
             found[name] = empty(child)

@@ -160,9 +160,6 @@ class Pods:
                 "lastProbeTime": None,
                 "lastTransitionTime": now,
             }
-            generation = obj["metadata"].get("generation")
-            if generation:
-                scheduled["observedGeneration"] = generation
             status["conditions"] = [*others, scheduled]
             return obj
 
