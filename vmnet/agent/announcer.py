@@ -105,6 +105,14 @@ class Announcer:
             self._drop(prepared.network)
         self._arm()
 
+    def remove(self, network_id: NetworkId) -> None:
+        """Forget all ports of a network. To be called before its namespace is deleted, which an open socket would keep
+        alive."""
+        for prepared in tuple(self._prepared.values()):
+            if prepared.network == network_id:
+                self.forget(prepared.endpoint)
+        self._drop(network_id)
+
     def sent(self, endpoint: Endpoint) -> Counter[Kind]:
         """Frames sent by kind in the endpoint's newest series."""
         prepared = self._prepared.get(endpoint.port)

@@ -51,7 +51,9 @@ class Cluster:
         self._by_machine: dict[MachineReference, set[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._namespaces_awaited: dict[str, set[asyncio.Event]] = {}
         self._nodes: dict[str, Node] = {}
+        stores.namespaces.add_handler(self._namespace_changed)
         stores.nads.add_handler(self._nad_changed)
         stores.nodes.add_handler(self._node_changed)
         stores.pods.add_handler(self._pod_changed)
@@ -63,6 +65,10 @@ class Cluster:
         """True when the namespace is labelled for a primary network: its pods must not start without one."""
         found = self._stores.namespaces.get(namespace)
         return found is not None and names.PRIMARY_NETWORK_LABEL in facts.labels(found)
+
+    def namespace_known(self, namespace: str) -> bool:
+        """Whether the store has the namespace at all."""
+        return self._stores.namespaces.get(namespace) is not None
 
     def primary(self, namespace: str) -> Attachment | None:
         """Primary network of a namespace."""
@@ -127,6 +133,23 @@ class Cluster:
     def settled(self, reference: MachineReference) -> bool:
         """True when no migration of the machine is under way."""
         return facts.settled(self.machine_pods(reference), self.machine(reference))
+
+    def is_target(self, endpoint: Endpoint) -> bool:
+        """Whether the machine's present migration goes to this endpoint's pod."""
+        return endpoint.machine is not None and facts.is_target(endpoint.pod.name, self.machine(endpoint.machine))
+
+    async def wait_for_namespace(self, namespace: str, seconds: float) -> None:
+        """Return when the store has the namespace, or after ``seconds``: a pod may be seen before its namespace."""
+        found = asyncio.Event()
+        self._namespaces_awaited.setdefault(namespace, set()).add(found)
+        try:
+            if not self.namespace_known(namespace):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(found.wait(), seconds)
+        finally:
+            self._namespaces_awaited[namespace].discard(found)
+            if not self._namespaces_awaited[namespace]:
+                del self._namespaces_awaited[namespace]
 
     async def wait_for_endpoint(self, pod_key: str, uid: str | None) -> Endpoint:
         """The endpoint of exactly this pod, as soon as its addresses are written. The caller sets the timeout."""
@@ -209,6 +232,10 @@ class Cluster:
         for found in (before, self._attachments.get(key)):
             if found is not None:
                 self._on_network(found.network.name)
+
+    def _namespace_changed(self, old: Object | None, new: Object | None) -> None:
+        for waiting in self._namespaces_awaited.get(facts.subject(old, new)["metadata"]["name"], ()):
+            waiting.set()
 
     def _node_changed(self, old: Object | None, new: Object | None) -> None:
         item = facts.subject(old, new)

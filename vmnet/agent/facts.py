@@ -149,10 +149,19 @@ def live_pod(pods: Iterable[Object], vmi: Object | None) -> Object | None:
 
 
 def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
-    """True when no migration is under way: the API's word about the machine's place is final."""
+    """True when no migration is under way, as far as the stores agree: the API's word about the place is final.
+
+    A single pod on another node than the VMI names means that one store is behind the other.
+    """
     living = [pod for pod in pods if alive(pod)]
     if len(living) <= 1:
-        return True
+        where = ((vmi or {}).get("status") or {}).get("nodeName")
+        return not living or where in (None, "", node_of(living[0]))
     state = migration_state(vmi)
     living_names = {pod["metadata"]["name"] for pod in living}
     return bool(state.get("completed")) and {state.get("targetPod"), state.get("sourcePod")} <= living_names
+
+
+def is_target(pod_name: str, vmi: Object | None) -> bool:
+    """Whether the VMI's present migration goes to this pod."""
+    return migration_state(vmi).get("targetPod") == pod_name

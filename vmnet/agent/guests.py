@@ -90,7 +90,8 @@ class GuestServices:
         self._arm()
 
     def remove(self, network_id: NetworkId) -> None:
-        """Stop serving a network, if it is served."""
+        """Stop serving a network, if it is served. To be called before its namespace is deleted, which an open socket
+        would keep alive."""
         self._drop(network_id)
         self._arm()
 

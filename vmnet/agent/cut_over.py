@@ -1,0 +1,241 @@
+"""Cut-over of migrating machines on this node.
+
+The kernel does the urgent part by itself: the guest's first RARP opens the target's port, closes the source's and
+repoints every bridge (``plan.firewall``). The agent, woken by the same frame, makes permanent what the frame did,
+announces the machine, measures, and acts in the frame's place when KubeVirt's word comes first.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from vmnet import metrics
+from vmnet.agent.announcer import Announcer
+from vmnet.agent.cluster import Cluster
+from vmnet.agent.networks import Networks
+from vmnet.kernel.api import Kernel, KernelError
+from vmnet.kube.api import PODS, Kube, KubeError
+from vmnet.model import names
+from vmnet.model.endpoint import Endpoint, MachineReference, PortState
+from vmnet.model.migration import CutOver, Key
+from vmnet.model.names import InterfaceName
+from vmnet.model.network import Network
+from vmnet.runtime.tasks import TaskSet
+
+log = logging.getLogger(__name__)
+
+RARP: Final = 0x8035
+SO_TIMESTAMPNS: Final = 35
+"""asm-generic/socket.h; Python's socket module does not name it."""
+FIRST_FRAME_TIMEOUT: Final = 10.0
+"""Seconds to wait for a frame towards the guest before the record is written without one."""
+_BATCH: Final = 64
+_TIMESPEC: Final = struct.Struct("qq")
+
+
+@dataclass(slots=True)
+class _Staged:
+    """A standby port: sockets that wait for its guest's RARP and for the first frame to it."""
+
+    network: Network
+    endpoint: Endpoint
+    frames: socket.socket
+    key: Key | None = None
+    opened_at: float = 0.0
+    frame_at: float | None = None
+    annotation_at: float | None = None
+    first_frame_at: float | None = None
+    first_frame: asyncio.Event | None = None
+
+
+class CutOvers:
+    """Standby ports of this node, and the machines that leave it."""
+
+    def __init__(
+        self, kernel: Kernel, kube: Kube, cluster: Cluster, networks: Networks, announcer: Announcer
+    ) -> None:
+        self._kernel = kernel
+        self._kube = kube
+        self._cluster = cluster
+        self._networks = networks
+        self._announcer = announcer
+        self._staged: dict[InterfaceName, _Staged] = {}
+        self._tasks = TaskSet()
+
+    async def stage(self, network: Network, mtu: int, endpoint: Endpoint, state: PortState) -> None:
+        """Make ready for a machine's port: frames to announce it are built now, not at cut-over. Raises KernelError."""
+        if endpoint.machine is None:
+            return
+        await self._announcer.prepare(network, mtu, endpoint)
+        if state is PortState.ACTIVE or endpoint.port in self._staged:
+            return
+        frames = await self._kernel.packet_socket(network.namespace, endpoint.port)
+        frames.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        staged = _Staged(network, endpoint, frames, first_frame=asyncio.Event())
+        self._staged[endpoint.port] = staged
+        asyncio.get_running_loop().add_reader(frames, self._receive, staged)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """The port is gone."""
+        self._announcer.forget(endpoint)
+        staged = self._staged.pop(endpoint.port, None)
+        if staged is not None:
+            self._stop_listening(staged)
+
+    async def close(self) -> None:
+        """Give up sockets and tasks; the kernel's gate goes on without an agent."""
+        for staged in self._staged.values():
+            self._stop_listening(staged)
+        self._staged.clear()
+        await self._tasks.close()
+
+    async def reconcile(self, reference: MachineReference) -> None:
+        """Compare what the API says of a machine with what the kernel's gate did, and act where they must agree.
+
+        The kernel is ahead of the API during a migration: the API's word closes or opens a port only when it is later
+        knowledge (ready-timestamp, the VMI's node, a failure), never because it has not heard of the frame yet.
+        """
+        pods = self._cluster.machine_pods(reference)
+        for pod in pods:
+            endpoint = self._cluster.endpoint(f"{pod['metadata']['namespace']}/{pod['metadata']['name']}")
+            if endpoint is None or endpoint.node != self._networks.node_name:
+                continue
+            found = self._cluster.primary(endpoint.pod.namespace)
+            if found is not None:
+                await self._reconcile_port(found.network, endpoint)
+
+    async def _reconcile_port(self, network: Network, endpoint: Endpoint) -> None:
+        gate = await self._networks.gate(network, endpoint)
+        if gate is None or endpoint.machine is None:
+            return
+        live = self._cluster.is_live(endpoint)
+        settled = self._cluster.settled(endpoint.machine)
+        staged = self._staged.get(endpoint.port)
+        if live and not gate.open:
+            if staged is not None and staged.key is None:
+                # KubeVirt says the guest runs here, and no frame of its own has opened the port.
+                staged.annotation_at = time.time()
+                await self._open(staged, Key.ANNOTATION, staged.annotation_at)
+            elif settled:
+                # It came back: the other pod died, or the migration failed after the guest had spoken there.
+                await self._networks.open(network, endpoint)
+                self._announcer.announce(endpoint, asyncio.get_running_loop().time())
+        elif live and staged is not None and staged.key is not None and staged.annotation_at is None:
+            staged.annotation_at = time.time()
+        elif not live and gate.open and (settled or not self._cluster.is_target(endpoint)):
+            # A target whose guest has spoken is open before the API knows; a source closes on the API's word too.
+            await self._networks.close_moved(network, endpoint)
+            self._announcer.cancel(endpoint)
+
+    # The frame
+
+    def _receive(self, staged: _Staged) -> None:
+        for _ in range(_BATCH):
+            try:
+                frame, ancillary, _, address = staged.frames.recvmsg(64, 64)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.info("port %s: %s", staged.endpoint.port, error)
+                self._stop_listening(staged)
+                return
+            outgoing = address[2] == socket.PACKET_OUTGOING
+            if outgoing:
+                if staged.key is not None and staged.first_frame_at is None:
+                    staged.first_frame_at = _time(ancillary)
+                    if staged.first_frame is not None:
+                        staged.first_frame.set()
+                    self._stop_listening(staged)
+                    return
+                continue
+            if staged.frame_at is None and _is_rarp_of(frame, staged.endpoint):
+                staged.frame_at = _time(ancillary)
+                if staged.key is None:
+                    self._tasks.start(
+                        self._open(staged, Key.FRAME, staged.frame_at), f"cut-over {staged.endpoint.pod.name}"
+                    )
+
+    async def _open(self, staged: _Staged, key: Key, at: float) -> None:
+        """One of the keys came: the first one counts."""
+        if staged.key is not None:
+            return
+        staged.key, staged.opened_at = key, at
+        endpoint = staged.endpoint
+        try:
+            if key is Key.ANNOTATION:
+                await self._networks.open(staged.network, endpoint)
+                staged.opened_at = time.time()
+            else:
+                await self._networks.reassert(staged.network, endpoint)
+        except KernelError as error:
+            log.error("machine %s: cut-over on port %s: %s", endpoint.machine, endpoint.port, error)
+            staged.key = None
+            raise
+        self._announcer.announce(endpoint, asyncio.get_running_loop().time())
+        machine = endpoint.machine
+        if machine is not None:
+            labels = (machine.namespace, machine.name, self._networks.node_name, staged.network.name)
+            metrics.MIGRATION_CUT_OVER.labels(*labels, key.value).observe(max(0.0, time.time() - at))
+            log.info("machine %s/%s: port opened by its %s", machine.namespace, machine.name, key.value)
+            self._tasks.start(self._record(staged, machine), f"record {machine.namespace}/{machine.name}")
+
+    async def _record(self, staged: _Staged, machine: MachineReference) -> None:
+        """Write what was seen onto the target pod, once the announcements are over."""
+        if staged.first_frame is not None:
+            try:
+                await asyncio.wait_for(staged.first_frame.wait(), FIRST_FRAME_TIMEOUT)
+            except TimeoutError:
+                log.info("machine %s/%s: no frame towards it within %g s", *machine_names(machine), FIRST_FRAME_TIMEOUT)
+        sent = await self._announcer.settled(staged.endpoint)
+        if staged.first_frame_at is not None:
+            labels = (machine.namespace, machine.name, self._networks.node_name, staged.network.name)
+            metrics.MIGRATION_BLACKOUT.labels(*labels).observe(max(0.0, staged.first_frame_at - staged.opened_at))
+        cut_over = CutOver(
+            machine=machine,
+            network=staged.network.name,
+            node=self._networks.node_name,
+            key=staged.key or Key.FRAME,
+            opened_at=staged.opened_at,
+            frame_at=staged.frame_at,
+            annotation_at=staged.annotation_at,
+            first_frame_at=staged.first_frame_at,
+            announcements=sent.total(),
+        )
+        pod = staged.endpoint.pod
+        body = {"metadata": {"uid": pod.uid, "annotations": {names.CUT_OVER_ANNOTATION: json.dumps(asdict(cut_over))}}}
+        try:
+            await self._kube.patch(PODS, pod.name, body, pod.namespace)
+        except KubeError as error:
+            log.warning("pod %s/%s: the record of its cut-over is not written: %s", pod.namespace, pod.name, error)
+        self._stop_listening(staged)
+        self._staged.pop(staged.endpoint.port, None)
+
+    def _stop_listening(self, staged: _Staged) -> None:
+        if staged.frames.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(staged.frames)
+            staged.frames.close()
+
+
+def machine_names(machine: MachineReference) -> tuple[str, str]:
+    """Namespace and name, for log lines."""
+    return machine.namespace, machine.name
+
+
+def _is_rarp_of(frame: bytes, endpoint: Endpoint) -> bool:
+    """A RARP from the machine's own MAC: the same test as the kernel's gate makes."""
+    return frame[12:14] == RARP.to_bytes(2, "big") and frame[6:12] == bytes.fromhex(endpoint.mac.replace(":", ""))
+
+
+def _time(ancillary: list[tuple[int, int, bytes]]) -> float:
+    """Kernel receive time of a frame, seconds since the epoch; the present when the kernel gave none."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
+            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+            return float(seconds) + nanoseconds / 1e9
+    return time.time()
