@@ -73,6 +73,10 @@ class Kernel(Protocol):
         """Non-blocking listening TCP socket inside the namespace."""
         ...
 
+    async def tcp_socket(self, namespace: NamespaceName, family: int) -> socket.socket:
+        """Non-blocking, unconnected TCP socket inside the namespace; ``family``: AF_INET or AF_INET6."""
+        ...
+
     async def close(self) -> None:
         """Give up sockets and workers; kernel state stays."""
         ...
