@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 from urllib.parse import quote
 
 from vmnet.lab.errors import LabError
@@ -56,10 +56,9 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         # Ends what a predecessor left unfinished: it may have been cut off in the middle of a line.
-        transport.write(b"\n")
+        self.transport.write(b"\n")
 
     def data_received(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -85,7 +84,7 @@ class _Connection(asyncio.Protocol):
 class GuestAgent:
     """Runs commands in the guest behind ``socket_path``. Several calls may run at once; it reconnects by itself.
 
-    Jobs have names of their own: a ``GuestAgent`` on the target's socket goes on with jobs that were started on the source's.
+    Jobs have names of their own: a ``GuestAgent`` on the migration target's socket goes on with jobs of the source's.
     """
 
     def __init__(self, socket_path: str | Path) -> None:
@@ -112,7 +111,7 @@ class GuestAgent:
         await self._ask("ping", timeout=timeout)
 
     async def run(self, argv: Sequence[str], timeout: float = 30, input: str | None = None) -> Result:
-        """Run a command to its end. Raises AgentError: no answer, or still running after ``timeout`` seconds (killed)."""
+        """Run a command to its end. Raises AgentError: no answer, or not done in ``timeout`` seconds (then killed)."""
         job = await self.start(argv, timeout=timeout)
         if input:
             await self._feed(job, input)
@@ -125,8 +124,7 @@ class GuestAgent:
         except TimeoutError:
             raise AgentError(f"{shlex.join(argv)}: no answer from the guest within {timeout:g} s") from None
         await self._ask("forget", job)
-        assert state.exit is not None
-        if state.exit == 128 + signal.SIGKILL:
+        if state.exit is None or state.exit == 128 + signal.SIGKILL:
             raise AgentError(f"{shlex.join(argv)}: not done within {timeout:g} s")
         return Result(state.exit, state.stdout, state.stderr)
 
@@ -139,13 +137,13 @@ class GuestAgent:
             taken = (await self._ask("input", job, str(taken), piece, encoding="latin-1"))["taken"]
 
     async def start(self, argv: Sequence[str], timeout: float = 0) -> str:
-        """Start a command that runs on by itself; returns its job name. The guest kills it after ``timeout`` s, 0: never."""
+        """Start a command; returns its job name. The guest kills it after ``timeout`` seconds, 0: never."""
         job = uuid.uuid4().hex
         await self._ask("start", job, str(int(timeout * 1000)), *argv)
         return job
 
     async def poll(self, job: str, wait: float = 0) -> JobState:
-        """State and whole output of a job; ``wait``: seconds to wait for its end first. Raises AgentError: no such job."""
+        """State and whole output of a job; waits up to ``wait`` seconds for its end. Raises AgentError: no such job."""
         output: dict[str, bytes] = {"out": b"", "err": b""}
         while True:
             state = await self._ask(
@@ -215,7 +213,8 @@ class GuestAgent:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         connection.waiting[request] = future
         try:
-            assert connection.transport is not None
+            if connection.transport is None:
+                raise ConnectionResetError("the guest's port closed")
             connection.transport.write(f"{request} {line}\n".encode())
             async with asyncio.timeout(_RETRY_AFTER + slack):
                 return await future

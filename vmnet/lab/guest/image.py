@@ -135,7 +135,7 @@ class _Builder:
 
     def _busybox(self) -> list[Entry]:
         path = _installed("busybox")
-        if path is None or b"\x7fELF" != path.read_bytes()[:4]:
+        if path is None or path.read_bytes()[:4] != b"\x7fELF":
             raise LabError("busybox is not installed", "run: vmnet lab prerequisites --install")
         applets = packages.run([str(path), "--list-full"]).split()
         links = [Entry.link(applet.removeprefix("usr/"), "/bin/busybox") for applet in applets]
