@@ -1,0 +1,1 @@
+"""The lab's kubelet: one node's pods as processes in namespaces of their own."""
