@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from vmnet.agent import guests
 from vmnet.agent.guests import GuestServices
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
@@ -201,6 +202,34 @@ async def test_noise_does_not_stop_the_service(services: GuestServices, wires: W
         wires.guests["vmnet-7"].send(noise)
     wires.guests["vmnet-7"].send(DISCOVER)
     assert datagram.decode(await wires.heard()).destination_port == 68
+
+
+async def test_a_flood_is_taken_in_batches(
+    services: GuestServices, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "_BATCH", 2)
+    monkeypatch.setattr(guests, "_REST", 3600.0)
+    await services.update(NETWORK, MTU, [ENDPOINT])
+    await wires.heard()
+    for _ in range(5):
+        wires.guests["vmnet-7"].send(DISCOVER)
+    assert await wires.heard() == await wires.heard()
+    await asyncio.sleep(0)
+    with pytest.raises(BlockingIOError):
+        wires.guests["vmnet-7"].recv(4096)
+    services.remove(NETWORK.id)  # while it rests
+
+
+async def test_a_flood_delays_but_loses_nothing(
+    services: GuestServices, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "_BATCH", 2)
+    monkeypatch.setattr(guests, "_REST", 0.001)
+    await services.update(NETWORK, MTU, [ENDPOINT])
+    await wires.heard()
+    for _ in range(7):
+        wires.guests["vmnet-7"].send(DISCOVER)
+    assert len({await wires.heard() for _ in range(7)}) == 1
 
 
 async def test_concurrent_updates_open_once(services: GuestServices, wires: Wires) -> None:
