@@ -471,6 +471,41 @@ def _event(obj: Object) -> list[Cause]:
     return [invalid_value("involvedObject.namespace", namespace, "does not match event.namespace")]
 
 
+_NOTE_LIMIT: Final = 1024
+_NEW_FIELDS: Final = {"note": "message", "regarding": "involvedObject"}
+
+
+def new_event(obj: Object, old: Object | None) -> list[Cause]:
+    """Causes for an events.k8s.io/v1 Event; fields are named as in core/v1, as the real server does."""
+    namespace = (obj.get("regarding") or {}).get("namespace", "")
+    own = obj["metadata"].get("namespace", "")
+    causes: list[Cause] = []
+    if namespace != own and (namespace or own not in ("default", "kube-system")):
+        causes.append(invalid_value("involvedObject.namespace", namespace, "does not match event.namespace"))
+    if not obj.get("eventTime"):
+        causes.append(required("eventTime"))
+    if (obj.get("type") or "") not in ("Normal", "Warning"):
+        causes.append(invalid_value("type", "", f"has invalid value: {obj.get('type') or ''}"))
+    controller = obj.get("reportingController") or ""
+    if not controller:
+        causes.append(required("reportingController"))
+    causes += [invalid_value("reportingController", controller, text) for text in qualified_name(controller)]
+    causes += [required(name) for name in ("reportingInstance", "action", "reason") if not obj.get(name)]
+    if len((obj.get("note") or "").encode()) > _NOTE_LIMIT:
+        causes.append(invalid_value("message", "", f"can have at most {_NOTE_LIMIT} characters"))
+    if obj.get("deprecatedCount") and old is None:
+        causes.append(invalid_value("count", "", "needs to be unset"))
+    series = obj.get("series")
+    if series is not None and int(series.get("count") or 0) < 2:
+        causes.append(invalid_value("series.count", "", "should be at least 2"))
+    if old is not None:
+        for name in ("regarding", "reason", "reportingController", "reportingInstance", "action", "note", "type"):
+            if obj.get(name) != old.get(name):
+                field = _NEW_FIELDS.get(name, name)
+                causes.append(invalid_value(field, obj.get(name), "field is immutable"))
+    return causes
+
+
 def _node_update(new: Object, old: Object) -> list[Cause]:
     before, after = (old.get("spec") or {}).get("podCIDRs"), (new.get("spec") or {}).get("podCIDRs")
     if before and before != after:

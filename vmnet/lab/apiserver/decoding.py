@@ -15,6 +15,8 @@ _WRITTEN_NULL = frozenset(
         ("Event", "eventTime"),
         ("Event", "firstTimestamp"),
         ("Event", "lastTimestamp"),
+        ("Event", "deprecatedFirstTimestamp"),
+        ("Event", "deprecatedLastTimestamp"),
         ("PodCondition", "lastProbeTime"),
         ("PodCondition", "lastTransitionTime"),
         ("NodeCondition", "lastHeartbeatTime"),
@@ -139,8 +141,7 @@ class Decoder:
 
     def _mismatch(self, value: Any, shape: Shape, owner: str, path: str) -> TypeMismatch:
         where = f"Go struct field {owner}.{path}" if owner else "Go value"
-        wanted = _go_type(shape if shape.values is None or isinstance(value, list | dict) else shape.values)
-        return TypeMismatch(f"json: cannot unmarshal {_json_name(value)} into {where} of type {wanted}")
+        return TypeMismatch(f"json: cannot unmarshal {_json_name(value)} into {where} of type {_go_type(shape)}")
 
     def _fit(self, value: Any, shape: Shape, path: str, owner: str, field: str) -> Any:
         match shape.type:

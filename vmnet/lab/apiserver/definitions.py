@@ -92,10 +92,10 @@ class Definitions:
             self._end(name, obj)
             return
         if not condition(obj, NAMES_ACCEPTED) or condition(obj, NAMES_ACCEPTED)["status"] == "False":
-            self._objects.change(self._info(), "", name, self._accept)
+            self._objects.change(self._info(), "", name, self._accept, "status")
             return
         if condition(obj, ESTABLISHED).get("status") != "True":
-            self._objects.change(self._info(), "", name, self._establish)
+            self._objects.change(self._info(), "", name, self._establish, "status")
             return
         self._serve(name, obj)
 
@@ -165,7 +165,7 @@ class Definitions:
             return
         accepted = obj["status"].get("acceptedNames")
         if accepted != names:
-            self._objects.change(self._info(), "", name, self._accept)
+            self._objects.change(self._info(), "", name, self._accept, "status")
             return
         storage = (spec["group"], names["plural"])
         self._served[name] = (storage, spec)
@@ -220,7 +220,7 @@ class Definitions:
                             raise
             remaining = sum(1 for _ in self._objects.store.items(storage))
         if remaining:
-            self._objects.change(self._info(), "", name, lambda item: self._waiting(item, remaining))
+            self._objects.change(self._info(), "", name, lambda item: self._waiting(item, remaining), "status")
         else:
             self._objects.change(self._info(), "", name, _released)
 

@@ -16,6 +16,11 @@ _RENAMED: Final = {
 _BACK: Final = {new: old for old, new in _RENAMED.items()}
 
 
+def renamed(name: str) -> str:
+    """What events.k8s.io/v1 calls a field of core/v1."""
+    return _RENAMED.get(name, name)
+
+
 def to_new(obj: dict[str, Any]) -> dict[str, Any]:
     """A core/v1 Event as events.k8s.io/v1."""
     found = {_RENAMED.get(name, name): value for name, value in obj.items()}

@@ -42,10 +42,10 @@ class Namespaces:
             # Somebody took the finalizer away: what is inside is not the collector's business any more.
             return
         remaining = self._empty(name)
-        if remaining:
+        if remaining or (stored.obj.get("status") or {}).get("conditions"):
             conditions = _conditions(remaining, self._objects.timestamp())
-            self._objects.change(info, "", name, lambda obj: _with_conditions(obj, conditions))
-        else:
+            self._objects.change(info, "", name, lambda obj: _with_conditions(obj, conditions), "status")
+        if not remaining:
             self._objects.change(info, "", name, _finalized)
 
     def _empty(self, namespace: str) -> list[tuple[ResourceInfo, list[Object]]]:
@@ -120,7 +120,11 @@ def _conditions(remaining: list[tuple[ResourceInfo, list[Object]]], now: str) ->
             now,
         ),
         _condition(
-            "NamespaceContentRemaining", True, "SomeResourcesRemain", f"Some resources are remaining: {counts}", now
+            "NamespaceContentRemaining",
+            bool(remaining),
+            "SomeResourcesRemain" if remaining else "ContentRemoved",
+            f"Some resources are remaining: {counts}" if remaining else "All content successfully removed",
+            now,
         ),
     ]
     if finalizers:

@@ -139,6 +139,7 @@ _FIRST_STATUS: Final[dict[tuple[str, str], Object]] = {
 }
 _KEEPS_STATUS: Final = frozenset({NODES, ("apiregistration.k8s.io", "apiservices")})
 
+_SCHEME: Final = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"'
 _ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 _MAX_GENERATED: Final = 63
 
@@ -251,7 +252,7 @@ class Objects:
         causes = core_validation.metadata(info, obj)
         causes += self._validate(info, obj, None)
         if causes:
-            raise invalid(info, name, causes)
+            raise invalid(self._judged(info), name, causes)
         existing = self.store.get(info.storage_key, (namespace, name))
         if existing is not None:
             raise already_exists(info, name, being_deleted="deletionTimestamp" in existing.obj["metadata"])
@@ -402,7 +403,7 @@ class Objects:
             causes = [cause for cause in core_validation.metadata(info, obj) if cause.field != "metadata.name"]
             causes += self._validate(info, obj, old) if subresource in ("", "status", "scale") else []
         if causes:
-            raise invalid(info, name, causes)
+            raise invalid(self._judged(info), name, causes)
         obj = _arranged(obj)
         if _same(obj, old):
             return self._at(info, stored.obj)
@@ -515,6 +516,8 @@ class Objects:
         return not metadata.get("deletionGracePeriodSeconds")
 
     def _validate(self, info: ResourceInfo, obj: Object, old: Object | None) -> list[Cause]:
+        if info.group == "events.k8s.io":
+            return core_validation.new_event(obj, old)
         schema = self.structural(info)
         if schema is not None:
             return [Cause(cause.reason, cause.message, cause.field) for cause in schema.validate(obj, old)]
@@ -570,7 +573,7 @@ class Objects:
     ) -> Object:
         if result.get("kind") != info.kind or result.get("apiVersion") != info.api_version:
             version = result.get("apiVersion", "")
-            message = f'no kind "{result.get("kind")}" is registered for version "{version}"'
+            message = f'no kind "{result.get("kind")}" is registered for version "{version}" {_SCHEME}'
             if result.get("apiVersion") == info.api_version:
                 message = f"unable to convert {result.get('kind')} to {info.kind}"
             raise invalid_patch(result, message)
@@ -727,7 +730,10 @@ class Objects:
         if options.dry_run:
             return Deleted(self._at(info, obj), finished)
         if finished:
-            removed = self._remove(info, stored, obj if storage == PODS else None)
+            if storage == PODS and obj is not stored.obj:
+                # Watchers see a pod that is about to go before it goes.
+                stored = self.store.put(storage, obj)
+            removed = self._remove(info, stored, None)
             return Deleted(self._at(info, removed or obj), True)
         if obj is stored.obj:
             return Deleted(self._at(info, obj), False)
@@ -802,11 +808,12 @@ class Objects:
         namespace: str,
         name: str,
         change: Callable[[Object], Object | None],
-        manager: str = CONTROLLER,
+        subresource: str | None = "",
     ) -> bool:
         """Let the server itself replace an object: ``change`` gets a copy; None leaves it. False if it is not there.
 
-        Nothing is validated; a terminating object that has nothing left to wait for goes.
+        Nothing is validated; a terminating object that has nothing left to wait for goes. Without a ``subresource``
+        (None) nobody becomes the owner of what changed.
         """
         stored = self.store.get(info.storage_key, (namespace, name))
         if stored is None:
@@ -817,9 +824,12 @@ class Objects:
         if self._is_finished(info, obj):
             self._remove(info, stored, None)
             return True
-        options = WriteOptions(manager=manager, user=manager)
+        if subresource is None:
+            self.store.put(info.storage_key, obj)
+            return True
+        options = WriteOptions(manager=CONTROLLER, user=CONTROLLER)
         obj["metadata"].pop("managedFields", None)
-        managed = ownership.write_entries(self._entries_after(info, stored.obj, obj, options, "", ignored=()))
+        managed = ownership.write_entries(self._entries_after(info, stored.obj, obj, options, subresource, ignored=()))
         if managed:
             obj["metadata"]["managedFields"] = managed
         self.store.put(info.storage_key, obj)
@@ -863,7 +873,6 @@ class Objects:
     def _wrong_kind(self, info: ResourceInfo, kind: str, version: str) -> ApiError:
         group, _, short = version.rpartition("/")
         known = next((item for item in self.registry.resources(group, short) if item.kind == kind), None)
-        scheme = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"'
         if self.is_custom(info):
             wrong = f"unable to parse requested kind: {version}, Kind={kind} does not match {info.api_version}"
             return (
@@ -876,7 +885,7 @@ class Objects:
             )
         if known is None or self.is_custom(known):
             return decoding.cannot_handle(
-                info.kind, short, f'no kind "{kind}" is registered for version "{version}" {scheme}', kind
+                info.kind, short, f'no kind "{kind}" is registered for version "{version}" {_SCHEME}', kind
             )
         package, own = group.split(".")[0] or "core", info.group.split(".")[0] or "core"
         return decoding.cannot_handle(
@@ -969,6 +978,12 @@ class Objects:
             ignored=ignored,
             now=now,
         )
+
+    def _judged(self, info: ResourceInfo) -> ResourceInfo:
+        """The resource as validation names it: events of both groups are judged as core ones."""
+        if info.group == "events.k8s.io":
+            return self.registry.lookup("", "v1", "events") or info
+        return info
 
     # Versions
 

@@ -202,6 +202,14 @@ class ServiceAddresses:
                 port["nodePort"] = number
             if number and not dry_run:
                 self._ports[protocol, number] = uid
+        if kind == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local":
+            number = spec.get("healthCheckNodePort") or before.get("healthCheckNodePort")
+            if not number and not dry_run:
+                number = self._free_port("TCP")
+            if number:
+                spec["healthCheckNodePort"] = number
+                if not dry_run:
+                    self._ports["TCP", number] = uid
         return []
 
     def _free_port(self, protocol: str) -> int | None:

@@ -5,12 +5,14 @@ prose); custom resources from the CRD's schema. A kind without one is shapeless:
 lists replaced.
 """
 
+import dataclasses
 import functools
 import importlib.resources
 import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from vmnet.lab.apiserver import events
 from vmnet.lab.apiserver.resources import Registry, ResourceInfo
 
 META: Final = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
@@ -99,21 +101,7 @@ def _resolve(schema: dict[str, Any]) -> Shape:
     decorations = {key for key in schema if key.startswith("x-kubernetes-")} | ({"default"} & schema.keys())
     if not decorations:
         return base
-    shape = Shape(
-        type=base.type,
-        go_name=base.go_name,
-        format=base.format,
-        properties=base.properties,
-        values=base.values,
-        items=base.items,
-        required=base.required,
-        list_type=base.list_type,
-        keys=base.keys,
-        merge_key=base.merge_key,
-        strategies=base.strategies,
-        atomic=base.atomic,
-        open=base.open,
-    )
+    shape = dataclasses.replace(base)
     _decorate(shape, schema)
     return shape
 
@@ -175,8 +163,17 @@ def meta() -> Shape:
 @functools.cache
 def builtin(group: str, version: str, kind: str) -> Shape | None:
     """The shape of a built-in kind, if its schema is known."""
+    if group == "events.k8s.io" and kind == "Event":
+        return _new_event(builtin("", "v1", kind))
     name = _builtin()["kinds"].get(f"{group}/{version}/{kind}")
     return _definition(name) if name else None
+
+
+def _new_event(core: Shape | None) -> Shape | None:
+    if core is None:
+        return None
+    properties = {events.renamed(name): child for name, child in core.properties.items()}
+    return dataclasses.replace(core, properties=properties, required=frozenset())
 
 
 def custom(definition: dict[str, Any]) -> Shape:
@@ -224,9 +221,24 @@ _SHAPELESS: Final = Shape(
 )
 
 
+_ZERO_VALUES: Final[dict[str, dict[str, Any]]] = {
+    "Event": {
+        "eventTime": None,
+        "firstTimestamp": None,
+        "lastTimestamp": None,
+        "reportingComponent": "",
+        "reportingInstance": "",
+        "deprecatedFirstTimestamp": None,
+        "deprecatedLastTimestamp": None,
+    }
+}
+"""Fields that Go always writes although they are neither structs nor needed."""
+
+
 def empty(shape: Shape) -> dict[str, Any]:
     """The zero value of a built-in kind as its Go type serializes it: structs are there, needed lists null."""
     found: dict[str, Any] = {name: None for name in shape.required if shape.child(name).type == "array"}
+    found |= _ZERO_VALUES.get(shape.go_name, {})
     for name, child in shape.properties.items():
         if child.has_default and child.default == {} and child.type == "object" and child.properties:
             found[name] = empty(child)

@@ -164,7 +164,7 @@ class Pods:
             return obj
 
         if not dry_run:
-            self._objects.change(info, namespace, name, change)
+            self._objects.change(info, namespace, name, change, None)
         return success(code=201)
 
     def evict(self, info: ResourceInfo, namespace: str, name: str, eviction: Any, *, dry_run: bool) -> Object:
@@ -209,7 +209,7 @@ class Pods:
             obj["status"]["disruptionsAllowed"] = int(obj["status"].get("disruptionsAllowed", 0)) - 1
             return obj
 
-        self._objects.change(info, budget["metadata"]["namespace"], name, change)
+        self._objects.change(info, budget["metadata"]["namespace"], name, change, None)
 
 
 def _selects(budget: Object, pod: Object) -> bool:

@@ -19,6 +19,8 @@ from vmnet.lab.apiserver.status import ApiError, bad_request, too_large_version
 from vmnet.lab.apiserver.storage import Change, ChangeType, Expired, Key, Object, Store, Stored
 
 BOOKMARK_SECONDS: Final = 60.0
+LAST_BOOKMARK_SECONDS: Final = 2.0
+"""One more bookmark comes this long before a watch ends, so that its successor has little to replay."""
 PATIENCE_SECONDS: Final = 3.0
 """How long a request waits for a resourceVersion that is not there yet."""
 QUEUE: Final = 16384
@@ -275,6 +277,8 @@ async def stream(
     # No await lies between the snapshot above and this, so no change is missed or seen twice.
     end = store.listen(scope.info.storage_key, watcher.offer)
     next_bookmark = loop.time() + BOOKMARK_SECONDS
+    if 0 < deadline - LAST_BOOKMARK_SECONDS - loop.time() < BOOKMARK_SECONDS:
+        next_bookmark = deadline - LAST_BOOKMARK_SECONDS
     try:
         while not watcher.overrun:
             if lines:
@@ -286,6 +290,8 @@ async def stream(
             if options.bookmarks and now >= next_bookmark:
                 lines.append(renderer.bookmark(max(store.version, floor)))
                 next_bookmark = now + BOOKMARK_SECONDS
+                if now < deadline - LAST_BOOKMARK_SECONDS < next_bookmark:
+                    next_bookmark = deadline - LAST_BOOKMARK_SECONDS
                 continue
             if not watcher.queue:
                 watcher.ready.clear()
