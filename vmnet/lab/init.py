@@ -201,7 +201,8 @@ class Supervisor:
         await topology.run_batch(topology.join_batch(host, held.pid))
         await topology.run_batch(topology.host_batch(host, self._hosts), held.prefix)
         if host != topology.OUTSIDE_HOST:
-            topology.write_network_configuration(host, self._directory.node(host.name) / "etc-cni-net.d")
+            configuration = topology.network_configuration(host, chained="agent" not in self._without)
+            topology.write_network_configuration(configuration, self._directory.node(host.name) / "etc-cni-net.d")
 
     async def _start_api(self) -> None:
         ready_read, ready_write = os.pipe()
@@ -247,7 +248,8 @@ class Supervisor:
             temporary.rename(path)
 
     async def _apply_definitions(self) -> None:
-        files = [word for path in CRDS if any(path.glob("*.yaml")) for word in ("-f", str(path))]
+        paths = [path for folder in CRDS for path in sorted(folder.glob("*.yaml"))]
+        files = [word for path in paths if path.name != "kustomization.yaml" for word in ("-f", str(path))]
         if files:
             await self._kubectl("apply", "--server-side", "--force-conflicts", *files)
             await self._kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
@@ -327,16 +329,20 @@ class Supervisor:
         task = asyncio.ensure_future(what)
         try:
             await asyncio.wait({task, self._failure}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                status = self._failure.result()
-                raise LabError(
-                    f"waiting for {name}: process {status.name} ended by itself, exit status {status.exit}\n"
-                    + self._directory.log_tail(status.name),
-                    f"its log: {status.log}",
-                )
-            await task
+            if task.done() and task.exception() is not None:
+                # A closed pipe or a refused connection is often the first sign of an exit that is noticed next.
+                await asyncio.wait({self._failure}, timeout=1)
+            if not self._failure.done():
+                await task
+                return
         finally:
             task.cancel()
+        status = self._failure.result()
+        raise LabError(
+            f"waiting for {name}: process {status.name} ended by itself, exit status {status.exit}\n"
+            + self._directory.log_tail(status.name),
+            f"its log: {status.log}",
+        )
 
     # Control
 

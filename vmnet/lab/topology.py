@@ -6,7 +6,7 @@ The fabric lives in the lab's own network namespace; every node and ``outside`` 
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
@@ -119,30 +119,30 @@ def set_sysctls(host: str) -> None:
         namespaces.sysctl(name, value)
 
 
-def network_configuration(host: Host) -> dict[str, Any]:
-    """The node's CNI configuration list: the default network by Debian's plugins, then vmnet."""
+def network_configuration(host: Host, *, chained: bool = True) -> dict[str, Any]:
+    """The node's CNI configuration list: the default network by Debian's plugins, then (``chained``) vmnet."""
+    plugins: list[dict[str, Any]] = [
+        {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isDefaultGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": str(pod_subnet(host))}]]},
+        }
+    ]
     return {
         # 1.0.0 is the newest version that Debian 12's plugins speak.
         "cniVersion": "1.0.0",
         "name": "lab-default",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isDefaultGateway": True,
-                "ipMasq": True,
-                "hairpinMode": True,
-                "ipam": {"type": "host-local", "ranges": [[{"subnet": str(pod_subnet(host))}]]},
-            },
-            {"type": "vmnet-cni"},
-        ],
+        "plugins": [*plugins, {"type": "vmnet-cni"}] if chained else plugins,
     }
 
 
-def write_network_configuration(host: Host, directory: Path) -> None:
+def write_network_configuration(configuration: Mapping[str, Any], directory: Path) -> None:
     """Put it where kubelet looks, by rename: kubelet never sees half of it."""
     temporary = directory / ".10-lab.conflist"
-    temporary.write_text(json.dumps(network_configuration(host), indent=2) + "\n")
+    temporary.write_text(json.dumps(configuration, indent=2) + "\n")
     temporary.rename(directory / "10-lab.conflist")
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from aiohttp import web
+
 from vmnet.kube.api import PODS, Object
 from vmnet.kube.client import KubeClient
 from vmnet.kube.events import Recorder
@@ -19,6 +21,7 @@ from vmnet.lab.kubelet.network import Network, NetworkError
 from vmnet.lab.kubelet.node import NodeReporter
 from vmnet.lab.kubelet.pods import Node, PodWorker, remove_leftover
 from vmnet.lab.kubelet.runtime import RuntimeFault
+from vmnet.lab.kubelet.server import KubeletServer, token_of
 from vmnet.runtime.tasks import TaskScope, TaskSet
 
 log = logging.getLogger(__name__)
@@ -122,6 +125,14 @@ async def run(arguments: argparse.Namespace) -> None:
     informer = ListWatch(kube, PODS, fields=f"spec.nodeName={arguments.node}")
     kubelet = Kubelet(node, informer)
     reporter = NodeReporter(kube, arguments.node, arguments.address, arguments.port, network)
+    runner = web.AppRunner(
+        KubeletServer(kubelet.worker, token_of(arguments.kubeconfig)).application(),
+        handle_signals=False,
+        shutdown_timeout=1,
+    )
+    await runner.setup()
+    for address in arguments.address:
+        await web.TCPSite(runner, address, arguments.port).start()
     try:
         async with TaskScope() as scope:
             scope.service(informer.run(), "watch pods")
@@ -129,6 +140,7 @@ async def run(arguments: argparse.Namespace) -> None:
             scope.service(kubelet.run(), "run pods")
             await stop.wait()
     finally:
+        await runner.cleanup()
         await kube.close()
 
 
