@@ -112,7 +112,14 @@ class Renderer:
             metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
         obj: Object = {"kind": self._info.kind, "apiVersion": self._info.api_version, "metadata": metadata}
         if self.representation.form == "Table":
-            obj = self._table([obj], {"resourceVersion": str(version)}, with_columns=False)
+            row = {"cells": [], "object": partial(obj, self.representation.version)}
+            obj = {
+                "kind": "Table",
+                "apiVersion": f"meta.k8s.io/{self.representation.version}",
+                "metadata": {"resourceVersion": str(version)},
+                "columnDefinitions": None,
+                "rows": [row],
+            }
         elif self.representation.form:
             obj = partial(obj, self.representation.version)
         return b'{"type":"BOOKMARK","object":%s}\n' % encode(obj)

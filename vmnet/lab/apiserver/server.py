@@ -295,6 +295,9 @@ class ApiServer:
             raise
         except Exception as error:
             _log.exception("%s %s", request.method, request.path_qs)
+            if request.get(watching.STREAMING) and request.transport is not None:
+                # The answer has begun, so all that is left is to end it in a way that is no regular end.
+                request.transport.abort()
             status = ApiError(500, "InternalError", f"Internal error occurred: {error}").status
             return representations.answer(representations.body(status, Representation()), Representation(), 500)
 

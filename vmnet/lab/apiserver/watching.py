@@ -25,6 +25,8 @@ PATIENCE_SECONDS: Final = 3.0
 """How long a request waits for a resourceVersion that is not there yet."""
 QUEUE: Final = 16384
 """Changes a watcher may be behind before it is cut off; it then lists again."""
+STREAMING: Final = web.RequestKey("streaming", bool)
+"""Set on a request whose answer has begun."""
 _TOKEN_VERSION: Final = "meta.k8s.io/v1"  # noqa: S105
 _TOO_OLD: Final = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new list without "
@@ -235,6 +237,7 @@ async def stream(
     response.enable_chunked_encoding()
     prepared(response)
     await response.prepare(request)
+    request[STREAMING] = True
     watcher = _Watcher(scope)
     collection = store.collection(scope.info.storage_key)
     sent = False
