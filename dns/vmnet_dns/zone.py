@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from types import MappingProxyType
 from typing import Final, Self
 
 from vmnet_dns import message
@@ -96,7 +95,7 @@ def reverse_zones(subnet: Subnet) -> list[bytes]:
 class Node:
     """One name: its records by type, and how many records are below it (a name with none of its own still exists)."""
 
-    sets: Mapping[int, tuple[Record, ...]] = MappingProxyType({})
+    sets: Mapping[int, tuple[Record, ...]] = field(default_factory=dict)
     below: int = 0
 
 
