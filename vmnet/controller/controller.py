@@ -111,7 +111,7 @@ class Controller:
         return all(queue.idle for queue in self.queues.values())
 
     def _reconcilers(self) -> dict[str, Callable[[str], Awaitable[float | None]]]:
-        def network(resource: Resource) -> Callable[[str], Awaitable[None]]:
+        def network(resource: Resource) -> Callable[[str], Awaitable[float | None]]:
             return lambda key: self.networks.reconcile(resource, key)
 
         return {

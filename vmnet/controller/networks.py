@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 CREATED: Final = "NetworkCreated"
 READY: Final = "NetworkReady"
 ALLOCATION_SUCCEEDED: Final = "NetworkAllocationSucceeded"
+LOOK_AGAIN_SECONDS: Final = 30.0
+"""A network that could not be made everywhere is looked at again at least this often."""
+_STRANGER: Final = "a NetworkAttachmentDefinition {} that does not belong to this network exists already"
 
 
 @dataclass(slots=True)
@@ -89,18 +92,18 @@ class NetworkReconciler:
             if found.network.role is Role.PRIMARY and not found.deleting:
                 self._primaries.setdefault(found.namespace, found.network.name)
 
-    async def reconcile(self, resource: Resource, key: str) -> None:
+    async def reconcile(self, resource: Resource, key: str) -> float | None:
         """Bring one network to what its object says; for a NAD, see that it does not outlive its network."""
         if resource is NADS:
             await self._release_orphan(key)
-            return
+            return None
         item = self._cluster.get(resource, key)
         if item is None:
             self.blocked.pop((resource, key), None)
-            return
+            return None
         if objects.deleting(item):
             await self._delete(resource, key, item)
-            return
+            return None
         name = specs.network_name(item)
         try:
             number = self._ids.allocate(name)
@@ -109,12 +112,13 @@ class NetworkReconciler:
                 raise ValueError(self._clashes[name])
         except ValueError as error:
             await self._report(resource, item, created=False, message=str(error))
-            return
+            return None
         item = await self._claim_number(resource, item, number)
         outcome = await self._spread(resource, item, network)
         blocked = await self._withdraw(item, set(self._targets(item)), outcome)
         self._block(resource, key, blocked)
         await self._report_outcome(resource, item, outcome)
+        return LOOK_AGAIN_SECONDS if outcome.problems else None
 
     # -- number and finalizer
 
@@ -161,14 +165,22 @@ class NetworkReconciler:
     async def _spread(self, resource: Resource, item: Object, network: Network) -> _Outcome:
         outcome = _Outcome()
         for namespace in self._targets(item):
-            problem = self._refusal(namespace, network)
+            problem = self._stranger(item, namespace) or self._refusal(namespace, network)
             if problem is None:
                 problem = await self._ensure(resource, item, namespace, network)
+                if problem is not None and self._primaries.get(namespace) == network.name:
+                    # Not told to the others, who would take turns at failing: they look again by themselves.
+                    del self._primaries[namespace]
             if problem is None:
                 outcome.done.append(namespace)
             else:
                 outcome.problems[namespace] = problem
         return outcome
+
+    def _stranger(self, item: Object, namespace: str) -> str | None:
+        name = item["metadata"]["name"]
+        existing = self._cluster.get(NADS, f"{namespace}/{name}")
+        return None if existing is None or _owns(item, existing) else _STRANGER.format(name)
 
     def _refusal(self, namespace: str, network: Network) -> str | None:
         """Why this namespace cannot have the network; None and the namespace taken when it can."""
@@ -197,13 +209,11 @@ class NetworkReconciler:
             except AlreadyExists:
                 existing = await self._kube.get(NADS, name, namespace)
             except (Forbidden, Invalid) as error:
-                self._freed(namespace, network.name)
                 return str(error)
             else:
                 return None
         if not _owns(item, existing):
-            self._freed(namespace, network.name)
-            return f"a NetworkAttachmentDefinition {name} that does not belong to this network exists already"
+            return _STRANGER.format(name)
         if objects.deleting(existing):
             # Somebody deleted it by hand. Let it go at once, so that it can come back.
             await self._remove(existing)
