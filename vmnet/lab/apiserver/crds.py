@@ -240,9 +240,7 @@ def _list_type(written: Json, path: str) -> Iterator[Cause]:
     mandatory = items.get("required") or ()
     for name in keys:
         if "default" not in known[name] and name not in mandatory:
-            text = (
-                f"this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
-            )
+            text = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
             yield required(f"{path}.items.properties[{name}].default", text)
 
 
