@@ -15,12 +15,12 @@ import socket
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_interface, ip_network
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,10 +28,10 @@ from vmnet import metrics
 from vmnet.agent.announcer import Announcer
 from vmnet.agent.guests import GuestServices
 from vmnet.announce.announcement import Kind
-from vmnet.kernel.api import Kernel
+from vmnet.kernel.linux import LinuxKernel
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
-from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
+from vmnet.model.names import MacAddress, NetworkId
 from vmnet.model.network import Network
 from vmnet.wire import arp, ndp
 from vmnet.wire.malformed import Malformed
@@ -86,36 +86,6 @@ def packet_socket(namespace: str, interface: str, expression: str = "") -> socke
         return packets
 
     return inside(namespace, opened)
-
-
-class Sockets:
-    """The part of the kernel seam that these services use: sockets inside a namespace."""
-
-    async def packet_socket(
-        self,
-        namespace: NamespaceName,
-        interface: InterfaceName,
-        *,
-        protocols: Sequence[int] = (),
-        udp_ports: Sequence[int] = (),
-    ) -> socket.socket:
-        parts = [f"ether proto {protocol:#x}" for protocol in protocols]
-        if udp_ports:
-            parts = [*(f"udp dst port {port}" for port in udp_ports), "icmp6[0] == 133"]
-        return await asyncio.to_thread(packet_socket, namespace, interface, " or ".join(parts))
-
-    async def udp_socket(
-        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
-    ) -> socket.socket:
-        def opened() -> socket.socket:
-            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            datagrams.bind((str(address), port))
-            return datagrams
-
-        return await asyncio.to_thread(inside, namespace, opened)
-
-
-KERNEL = cast(Kernel, Sockets())
 
 
 def ip(*arguments: str, namespace: str | None = None) -> str:
@@ -253,8 +223,15 @@ def set_ipv6(namespace: str, interface: str, **values: int) -> None:
 
 
 @pytest.fixture
-async def services(rig: Rig) -> Any:
-    served = GuestServices(KERNEL, "cluster.local")
+async def kernel() -> AsyncIterator[LinuxKernel]:
+    opened = LinuxKernel()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def services(rig: Rig, kernel: LinuxKernel) -> AsyncIterator[GuestServices]:
+    served = GuestServices(kernel, "cluster.local")
     await served.update(rig.network, MTU, [rig.endpoint])
     yield served
     served.close()
@@ -463,9 +440,9 @@ def check_with_tshark(scratch: Path, frame: bytes) -> None:
     assert [flags.get(value, value) for value in found.split("\t")] == [*wanted.values(), ""]
 
 
-async def test_a_pod_is_not_advertised_to(rig: Rig) -> None:
+async def test_a_pod_is_not_advertised_to(rig: Rig, kernel: LinuxKernel) -> None:
     """CNI has given it a default route already; a second gateway must not appear."""
-    served = GuestServices(KERNEL, "cluster.local")
+    served = GuestServices(kernel, "cluster.local")
     pod = Endpoint(rig.endpoint.pod, rig.network.name, "n1", rig.endpoint.mac, rig.endpoint.addresses)
     await served.update(rig.network, MTU, [pod])
     advertised = packet_socket(rig.guest, "eth0", "icmp6[0] == 134")
@@ -558,9 +535,9 @@ def fabric(rig: Rig, namespaces: Callable[[str], str]) -> Fabric:
     return Fabric(rig, far_node, far_guest, near_guest)
 
 
-async def test_announcements_reach_both_nodes_and_the_guest(fabric: Fabric) -> None:
+async def test_announcements_reach_both_nodes_and_the_guest(fabric: Fabric, kernel: LinuxKernel) -> None:
     rig = fabric.rig
-    announcer = Announcer(KERNEL, "cluster.local")
+    announcer = Announcer(kernel, "cluster.local")
     await announcer.prepare(rig.network, MTU, rig.endpoint)
     loop = asyncio.get_running_loop()
     with (
@@ -602,7 +579,7 @@ async def collected(packets: socket.socket, endpoint: Endpoint, total: int) -> C
     return found
 
 
-async def test_a_neighbour_believes_the_announcements(fabric: Fabric) -> None:
+async def test_a_neighbour_believes_the_announcements(fabric: Fabric, kernel: LinuxKernel) -> None:
     """A stale entry, as after an address changed hands, is put right without the neighbour asking."""
     rig, far = fabric.rig, fabric.far_guest
     wrong = "0a:58:00:00:00:99"
@@ -610,7 +587,7 @@ async def test_a_neighbour_believes_the_announcements(fabric: Fabric) -> None:
     ip("address", "add", "fd00:7::6/64", "dev", "eth0", "nodad", namespace=far)
     for address in ("192.168.0.5", "fd00:7::5"):
         ip("neighbour", "replace", address, "lladdr", wrong, "dev", "eth0", "nud", "stale", namespace=far)
-    announcer = Announcer(KERNEL, "cluster.local")
+    announcer = Announcer(kernel, "cluster.local")
     await announcer.prepare(rig.network, MTU, rig.endpoint)
     announcer.announce(rig.endpoint, asyncio.get_running_loop().time())
 
@@ -623,10 +600,10 @@ async def test_a_neighbour_believes_the_announcements(fabric: Fabric) -> None:
     announcer.close()
 
 
-async def test_a_reverse_arp_from_elsewhere_ends_the_series(fabric: Fabric) -> None:
+async def test_a_reverse_arp_from_elsewhere_ends_the_series(fabric: Fabric, kernel: LinuxKernel) -> None:
     """The machine moved on while it was being announced: this node must not call it back."""
     rig = fabric.rig
-    announcer = Announcer(KERNEL, "cluster.local")
+    announcer = Announcer(kernel, "cluster.local")
     await announcer.prepare(rig.network, MTU, rig.endpoint)
     announcer.announce(rig.endpoint, asyncio.get_running_loop().time())
     with packet_socket(fabric.far_guest, "eth0") as guest:
