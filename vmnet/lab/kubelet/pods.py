@@ -123,6 +123,7 @@ class PodWorker:
         self._restart_at: dict[str, float] = {}
         self._probes: dict[str, TaskSet] = {}
         self._ending = False
+        self._finished = False
         self._sent: Object | None = None
 
     # News
@@ -214,16 +215,16 @@ class PodWorker:
 
     async def _sync(self) -> float | None:
         """One step towards the spec; the seconds after which to look again, None for news only."""
-        phase = (self.pod.get("status") or {}).get("phase")
-        if phase in ("Succeeded", "Failed") and self._sent is None:
+        if self._finished or (self.pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            # Like a real node: a finished pod keeps its object, not its network.
+            self._finished = True
             await self._remove_sandbox()
             return None
         delay = await self._ensure_sandbox()
         if delay is None:
             delay = await self._sync_containers()
-        current = await self._report()
-        if current in ("Succeeded", "Failed"):
-            # Like a real node: a finished pod keeps its object, not its network.
+        if await self._report() in ("Succeeded", "Failed"):
+            self._finished = True
             await self._remove_sandbox()
             return None
         return delay
@@ -652,12 +653,13 @@ class PodWorker:
                 await asyncio.gather(watching, return_exceptions=True)
         if self._sandbox is not None and not self._gone:
             await self._until_exits_are_known(running)
-        final = status.pod_status(self.pod, self._observed(), self._node.addresses, time.time())
-        if not self._gone:
+        if self._sandbox is not None and not self._gone and not self._finished:
+            final = status.pod_status(self.pod, self._observed(), self._node.addresses, time.time())
             try:
                 await self._patch(final)
             except NotFound:
                 self._gone = True
+        self._finished = True
         await self._remove_sandbox()
         await self._forget()
         shutil.rmtree(self._directory, ignore_errors=True)
