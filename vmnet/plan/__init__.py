@@ -1,1 +1,1 @@
-"""."""
+"""Desired and observed state in, ordered operations out. Pure."""

@@ -1,0 +1,249 @@
+"""Operations as batch lines of iproute2 and scripts of nftables."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from vmnet.kernel import namespaces
+from vmnet.model.names import NamespaceName
+from vmnet.plan import ops
+from vmnet.plan.ops import Op
+
+VXLAN_PORT: Final = 4789
+"""RFC 7348 section 4.1."""
+POD_TABLE: Final = 100
+"""Routing table of replies from a pod's default interface."""
+_ZERO_MAC: Final = "00:00:00:00:00:00"
+_FAILED_LINE: Final = re.compile(r"^Command failed -:(\d+)", re.MULTILINE)
+_GONE: Final = (
+    "Cannot find device",
+    "No such device",
+    "Cannot open network namespace",
+    "does not exist",
+    "cannot open",
+)
+_UNSUPPORTED: Final = ("Operation not supported", "Unknown device type", "Protocol not supported")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Lines for one program. A tolerant step removes what may be gone: its failures do not count."""
+
+    program: tuple[str, ...]
+    netns: str | None
+    lines: tuple[str, ...]
+    tolerant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function to be run inside a namespace."""
+
+    netns: str | None
+    function: Callable[[], Any]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Steps that one run of a program carries out."""
+
+    step: Step
+    lines: list[str] = field(default_factory=list)
+    owners: list[Op] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, step: Step, op: Op) -> "Batch":
+        """A batch that begins with a step."""
+        batch = cls(step)
+        batch.add(step, op)
+        return batch
+
+    def takes(self, step: Step) -> bool:
+        """Whether a step can go along: same program, same namespace, same tolerance."""
+        mine = (self.step.program, self.step.netns, self.step.tolerant)
+        return mine == (step.program, step.netns, step.tolerant)
+
+    def add(self, step: Step, op: Op) -> None:
+        """Append a step."""
+        self.lines += step.lines
+        self.owners += [op] * len(step.lines)
+
+    def argv(self) -> list[str]:
+        """The program as it is called."""
+        program = list(self.step.program)
+        if self.step.tolerant and program[0] != "nft":
+            program.insert(1, "-force")
+        return [*enter(self.step.netns), *program]
+
+    def script(self) -> str:
+        """Its standard input."""
+        return "\n".join(self.lines) + "\n"
+
+    def blame(self, errors: str) -> tuple[Op, str]:
+        """The operation that failed, and what the program said."""
+        match = _FAILED_LINE.search(errors)
+        number = int(match.group(1)) - 1 if match else 0
+        text = " ".join(line for line in errors.splitlines() if not line.startswith("Command failed")).strip()
+        return self.owners[min(number, len(self.owners) - 1)], text
+
+
+def enter(netns: str | None) -> list[str]:
+    """Command prefix that runs a program in a network namespace."""
+    return ["nsenter", f"--net={netns}", "--"] if netns else []
+
+
+def is_gone(errors: str) -> bool:
+    """The device or namespace vanished."""
+    return any(text in errors for text in _GONE)
+
+
+def is_unsupported(errors: str) -> bool:
+    """The kernel lacks something."""
+    return any(text in errors for text in _UNSUPPORTED)
+
+
+def render(op: Op) -> tuple[Step | Call, ...]:
+    """Batch lines and calls of one operation, in order."""
+    match op:
+        case ops.CreateNamespace(namespace):
+            return (_ip(None, f"netns add {namespace}"), _ip(namespace, "link set dev lo up"))
+        case ops.DeleteNamespace(namespace):
+            return (_ip(None, f"netns del {namespace}", tolerant=True),)
+        case ops.SetSysctls(namespace, values):
+            return (Call(_path(namespace), partial(_write_sysctls, values)),)
+        case ops.CreateBridge(namespace, name, mac, mtu):
+            return (
+                _ip(
+                    namespace,
+                    f"link add name {name} address {mac} mtu {mtu} type bridge mcast_snooping 0 forward_delay 0",
+                    f"link set dev {name} addrgenmode none",
+                ),
+            )
+        case ops.CreateVxlan(namespace, name, vni, local, mtu):
+            temporary = f"vmx{vni}"
+            return (
+                _ip(None, f"link del dev {temporary}", tolerant=True),
+                _ip(
+                    None,
+                    f"link add name {temporary} mtu {mtu} type vxlan id {vni} local {local} dstport {VXLAN_PORT}",
+                    f"link set dev {temporary} addrgenmode none",
+                    f"link set dev {temporary} netns {_path(namespace)} name {name}",
+                ),
+            )
+        case ops.CreateJoin(namespace, node_end, network_end, mtu):
+            return (
+                _ip(None, f"link del dev {node_end}", tolerant=True),
+                _ip(
+                    None,
+                    f"link add name {node_end} mtu {mtu} type veth"
+                    f" peer name {network_end} mtu {mtu} netns {_path(namespace)}",
+                    f"link set dev {node_end} addrgenmode none",
+                ),
+            )
+        case ops.CreatePort(namespace, port, _, pod_netns, interface, mac, mtu, alias):
+            return (
+                _ip(
+                    namespace,
+                    f"link add name {port} mtu {mtu} type veth"
+                    f" peer name {interface} address {mac} mtu {mtu} netns {pod_netns}",
+                    f"link set dev {port} addrgenmode none",
+                    f"link set dev {port} alias {alias}",
+                ),
+            )
+        case ops.AttachToBridge(namespace, interface, bridge, neigh_suppress):
+            suppress = "on" if neigh_suppress else "off"
+            return (
+                _ip(
+                    namespace,
+                    f"link set dev {interface} master {bridge}",
+                    f"link set dev {interface} type bridge_slave neigh_suppress {suppress} learning on",
+                    f"link set dev {interface} up",
+                ),
+            )
+        case ops.SetUp(namespace, interface):
+            return (_ip(namespace, f"link set dev {interface} up"),)
+        case ops.DeleteLink(namespace, interface):
+            return (_ip(namespace, f"link del dev {interface}", tolerant=True),)
+        case ops.AddAddress(namespace, interface, address):
+            nodad = " nodad" if address.version == 6 else ""
+            return (_ip(namespace, f"addr replace {address} dev {interface}{nodad}"),)
+        case ops.AddDefaultRoute(namespace, interface, gateway):
+            return (_ip(namespace, f"route replace default via {gateway} dev {interface}"),)
+        case ops.SetNeighbour(namespace, interface, address, mac):
+            return (_ip(namespace, f"neigh replace {address} lladdr {mac} dev {interface} nud permanent"),)
+        case ops.RemoveNeighbour(namespace, interface, address):
+            return (_ip(namespace, f"neigh del {address} dev {interface}", tolerant=True),)
+        case ops.SetFdb(namespace, interface, mac, vtep):
+            lines = [f"fdb replace {mac} dev {interface} master dynamic extern_learn"]
+            if vtep is not None:
+                lines.append(f"fdb replace {mac} dev {interface} self dst {vtep} dynamic extern_learn")
+            return (_bridge(namespace, *lines),)
+        case ops.RemoveFdb(namespace, interface, mac, vtep):
+            lines = [f"fdb del {mac} dev {interface} master"]
+            if vtep is not None:
+                lines.append(f"fdb del {mac} dev {interface} self dst {vtep}")
+            return (_bridge(namespace, *lines, tolerant=True),)
+        case ops.AddFlood(namespace, interface, vtep):
+            return (_bridge(namespace, f"fdb append {_ZERO_MAC} dev {interface} self dst {vtep} permanent"),)
+        case ops.RemoveFlood(namespace, interface, vtep):
+            return (_bridge(namespace, f"fdb del {_ZERO_MAC} dev {interface} self dst {vtep}", tolerant=True),)
+        case ops.LoadFirewall(namespace, script):
+            return (Step(("nft", "-f", "-"), _path(namespace), tuple(script.splitlines())),)
+        case ops.ConfigurePod():
+            return _configure_pod(op)
+
+
+def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
+    sysctls = tuple((f"net/ipv6/conf/{op.interface}/{key}", "0") for key in ("accept_ra", "accept_dad", "autoconf"))
+    steps: list[Step | Call] = [
+        Call(op.netns, partial(_write_sysctls, sysctls)),
+        Step(
+            ("ip", "-batch", "-"),
+            op.netns,
+            (
+                f"link set dev {op.interface} up",
+                *(
+                    f"addr replace {address} dev {op.interface}{' nodad' if address.version == 6 else ''}"
+                    for address in op.addresses
+                ),
+            ),
+        ),
+    ]
+    for version in (4, 6):
+        mine = [item for item in op.default_addresses if item[0].version == version]
+        gateway = next((item for item in op.gateways if item.version == version), None)
+        program = ("ip", f"-{version}", "-batch", "-")
+        steps.append(Step(program, op.netns, (f"route del default dev {op.default_interface}",), tolerant=True))
+        lines = []
+        for address, via in mine:
+            lines.append(f"rule add from {address.ip} lookup {POD_TABLE}")
+            if via is not None:
+                lines.append(f"route replace default via {via} dev {op.default_interface} table {POD_TABLE}")
+        if gateway is not None:
+            lines.append(f"route replace default via {gateway} dev {op.interface}")
+        if lines:
+            steps.append(Step(program, op.netns, tuple(lines)))
+    return tuple(steps)
+
+
+def _write_sysctls(values: tuple[tuple[str, str], ...]) -> None:
+    for key, value in values:
+        path = Path("/proc/sys") / key
+        # A kernel without br_netfilter has no bridge-nf-call switch to turn off.
+        if path.exists() or not key.startswith("net/bridge/"):
+            path.write_text(value)
+
+
+def _path(namespace: NamespaceName | None) -> str | None:
+    return str(namespaces.path_of(namespace)) if namespace else None
+
+
+def _ip(namespace: NamespaceName | None, *lines: str, tolerant: bool = False) -> Step:
+    return Step(("ip", "-batch", "-"), _path(namespace), lines, tolerant)
+
+
+def _bridge(namespace: NamespaceName | None, *lines: str, tolerant: bool = False) -> Step:
+    return Step(("bridge", "-batch", "-"), _path(namespace), lines, tolerant)

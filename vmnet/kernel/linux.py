@@ -1,0 +1,270 @@
+"""The real kernel."""
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from functools import partial
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from pathlib import Path
+from typing import Any, Final
+
+from vmnet.kernel import commands, namespaces, packets
+from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
+from vmnet.kernel.commands import Batch
+from vmnet.kernel.namespaces import Worker
+from vmnet.model.addresses import IPAddress, IPInterface, parse_mac
+from vmnet.model.names import BRIDGE, UPLINK, VXLAN_L2, InterfaceName, MacAddress, NamespaceName
+from vmnet.plan.ops import Op
+from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
+
+log = logging.getLogger(__name__)
+
+TIMEOUT: Final = 60.0
+"""Seconds for one program; 10,000 elements take less than one."""
+
+
+class LinuxKernel(Kernel):
+    """Speaks iproute2 and nftables in batches: one program run for each run of operations of a kind and namespace."""
+
+    def __init__(self) -> None:
+        self._worker = Worker()
+
+    async def observe_node(self) -> NodeState:
+        """Uplink MTU, joins, our namespaces."""
+        links = await self._json(None, ["ip", "-j", "addr", "show"])
+        routes = await self._json(None, ["ip", "-j", "route", "show", "default"])
+        joins: dict[InterfaceName, JoinState] = {}
+        for link in links:
+            name = InterfaceName(link["ifname"])
+            if name.startswith("vmj"):
+                found = _interfaces(link)
+                joins[name] = JoinState(
+                    name,
+                    next((item for item in found if isinstance(item, IPv4Interface)), None),
+                    next(
+                        (item for item in found if isinstance(item, IPv6Interface) and not item.ip.is_link_local), None
+                    ),
+                )
+        uplink = routes[0].get("dev") if routes else None
+        mtu = next((int(link["mtu"]) for link in links if link["ifname"] == uplink), 1500)
+        tables = await self._json(None, ["nft", "-j", "list", "tables"])
+        prepared = any(
+            item.get("table", {}).get("name") == "vmnet" and item["table"]["family"] == "inet"
+            for item in tables.get("nftables", [])
+        )
+        present = frozenset(
+            NamespaceName(path.name) for path in namespaces.DIRECTORY.glob("vmnet-*") if path.name[6:].isdecimal()
+        )
+        return NodeState(present, joins, mtu, prepared)
+
+    async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
+        """Six dumps, side by side."""
+        if not namespaces.path_of(namespace).exists():
+            return None
+        links, neighbours, fdb, routes4, routes6, ruleset = await asyncio.gather(
+            self._json(namespace, ["ip", "-j", "-d", "addr", "show"]),
+            self._json(namespace, ["ip", "-j", "neigh", "show", "dev", BRIDGE, "nud", "permanent"], missing=[]),
+            self._json(namespace, ["bridge", "-j", "fdb", "show"]),
+            self._json(namespace, ["ip", "-j", "-4", "route", "show", "default"]),
+            self._json(namespace, ["ip", "-j", "-6", "route", "show", "default"]),
+            self._json(namespace, ["nft", "-j", "list", "ruleset"]),
+        )
+        entries, floods = _fdb(fdb)
+        sets, chains = _ruleset(ruleset)
+        return NetworkState(
+            namespace=namespace,
+            links={InterfaceName(link["ifname"]): _link(link) for link in links},
+            neighbours={
+                ipaddress.ip_address(item["dst"]): parse_mac(item["lladdr"]) for item in neighbours if "lladdr" in item
+            },
+            fdb=entries,
+            floods=floods,
+            default_routes=frozenset(version for version, found in ((4, routes4), (6, routes6)) if found),
+            sets=sets,
+            chains=chains,
+        )
+
+    async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
+        """One interface of a pod."""
+        if not await asyncio.to_thread(Path(netns).exists):
+            return None
+        found = await self._json_at(netns, ["ip", "-j", "addr", "show", "dev", interface], missing=[])
+        if not found:
+            return None
+        link = found[0]
+        return PodState(interface, parse_mac(link["address"]), int(link["mtu"]), frozenset(_interfaces(link)))
+
+    async def apply(self, ops: Sequence[Op]) -> None:
+        """In order; consecutive operations of one program and namespace go together."""
+        batch: Batch | None = None
+        for op in ops:
+            for step in commands.render(op):
+                if isinstance(step, commands.Call):
+                    await self._flush(batch)
+                    batch = None
+                    await self._call(op, step)
+                elif batch is not None and batch.takes(step):
+                    batch.add(step, op)
+                else:
+                    await self._flush(batch)
+                    batch = Batch.of(step, op)
+        await self._flush(batch)
+
+    async def packet_socket(
+        self,
+        namespace: NamespaceName,
+        interface: InterfaceName,
+        *,
+        protocols: Sequence[int] = (),
+        udp_ports: Sequence[int] = (),
+    ) -> socket.socket:
+        """See the Protocol."""
+        return await self._open(
+            namespace, partial(packets.packet_socket, interface, tuple(protocols), tuple(udp_ports))
+        )
+
+    async def udp_socket(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        """See the Protocol."""
+        return await self._open(namespace, partial(packets.udp_socket, address, port))
+
+    async def tcp_listener(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        """See the Protocol."""
+        return await self._open(namespace, partial(packets.tcp_listener, address, port))
+
+    async def tcp_socket(self, namespace: NamespaceName, family: int) -> socket.socket:
+        """See the Protocol."""
+        return await self._open(namespace, partial(packets.tcp_socket, family))
+
+    async def close(self) -> None:
+        """End the worker thread."""
+        self._worker.close()
+
+    # Running
+
+    async def _open(self, namespace: NamespaceName, make: Any) -> socket.socket:
+        try:
+            opened = await self._worker.run(str(namespaces.path_of(namespace)), make)
+        except FileNotFoundError as error:
+            raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
+        except OSError as error:
+            kind = Gone if error.errno in packets.GONE else KernelError
+            raise kind(f"socket in {namespace}: {error}", errno=error.errno or 0) from error
+        assert isinstance(opened, socket.socket)  # noqa: S101
+        return opened
+
+    async def _call(self, op: Op, step: commands.Call) -> None:
+        try:
+            await self._worker.run(step.netns, step.function)
+        except FileNotFoundError as error:
+            raise Gone(f"{op}: {error}", op=op, errno=error.errno or 0) from error
+        except OSError as error:
+            raise KernelError(f"{op}: {error}", op=op, errno=error.errno or 0) from error
+
+    async def _flush(self, batch: Batch | None) -> None:
+        if batch is None:
+            return
+        code, _, errors = await _run(batch.argv(), batch.script())
+        if code == 0 or batch.step.tolerant:
+            return
+        op, message = batch.blame(errors)
+        if commands.is_gone(errors):
+            raise Gone(f"{op}: {message}", op=op)
+        if commands.is_unsupported(errors):
+            raise Unsupported(f"{op}: {message}", op=op)
+        raise KernelError(f"{op}: {message}", op=op)
+
+    async def _json(self, namespace: NamespaceName | None, argv: list[str], missing: Any = None) -> Any:
+        return await self._json_at(str(namespaces.path_of(namespace)) if namespace else None, argv, missing)
+
+    async def _json_at(self, netns: str | None, argv: list[str], missing: Any = None) -> Any:
+        code, output, errors = await _run(commands.enter(netns) + argv, "")
+        if code:
+            if missing is not None and commands.is_gone(errors):
+                return missing
+            kind = Gone if commands.is_gone(errors) else KernelError
+            raise kind(f"{' '.join(argv)} in {netns or 'the node'}: {errors.strip()}")
+        return json.loads(output) if output.strip() else []
+
+
+async def _run(argv: Sequence[str], stdin: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            output, errors = await process.communicate(stdin.encode())
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise KernelError(f"{argv[0]} did not end within {TIMEOUT:g} s") from None
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
+def _link(link: dict[str, Any]) -> LinkState:
+    return LinkState(
+        name=InterfaceName(link["ifname"]),
+        mac=MacAddress(link.get("address", "")),
+        mtu=int(link["mtu"]),
+        up="UP" in link.get("flags", ()),
+        kind=link.get("linkinfo", {}).get("info_kind", ""),
+        master=InterfaceName(link["master"]) if "master" in link else None,
+        alias=link.get("ifalias", ""),
+        addresses=frozenset(_interfaces(link)),
+    )
+
+
+def _interfaces(link: dict[str, Any]) -> list[IPInterface]:
+    return [
+        ipaddress.ip_interface(f"{item['local']}/{item['prefixlen']}")
+        for item in link.get("addr_info", ())
+        if "local" in item
+    ]
+
+
+def _fdb(items: Iterable[dict[str, Any]]) -> tuple[frozenset[FdbEntry], frozenset[IPAddress]]:
+    entries, floods = set(), set()
+    for item in items:
+        interface = InterfaceName(item["ifname"])
+        if item["mac"] == "00:00:00:00:00:00":
+            if "dst" in item:
+                floods.add(ipaddress.ip_address(item["dst"]))
+            continue
+        if interface in (BRIDGE, UPLINK) or item.get("state") == "permanent":
+            continue
+        flags = item.get("flags", ())
+        if interface == VXLAN_L2 and "dst" not in item:
+            continue  # the bridge's half of the entry; the device's half carries the VTEP
+        vtep = ipaddress.ip_address(item["dst"]) if "dst" in item else None
+        entries.add(FdbEntry(MacAddress(item["mac"]), interface, vtep, "extern_learn" in flags))
+    return frozenset(entries), frozenset(floods)
+
+
+def _ruleset(found: dict[str, Any]) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
+    sets: dict[str, frozenset[tuple[str, ...]]] = {}
+    chains = set()
+    for item in found.get("nftables", []) if isinstance(found, dict) else []:
+        if "chain" in item and item["chain"]["family"] == "netdev":
+            chains.add(str(item["chain"]["name"]))
+        if "set" in item:
+            sets[str(item["set"]["name"])] = frozenset(_parts(element) for element in item["set"].get("elem", ()))
+    return sets, frozenset(chains)
+
+
+def _parts(element: Any) -> tuple[str, ...]:
+    if isinstance(element, dict) and "elem" in element:
+        return _parts(element["elem"]["val"])
+    if isinstance(element, dict) and "concat" in element:
+        return tuple(str(part) for part in element["concat"])
+    return (str(element),)

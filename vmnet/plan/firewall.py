@@ -1,0 +1,178 @@
+"""nftables text: port security, the migration gate, the anycast gateway's edge, address translation.
+
+The rules and their order were measured on real migrations (docs/architecture.md, "Datapath"). ``ct`` is refused in
+netdev chains, so port security and gate are stateless; sets, not rules, carry endpoints; and nothing on the cut-over
+path deletes, because a deleting transaction costs several times one that adds.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from vmnet.model import addresses, names
+from vmnet.model.endpoint import Endpoint, Join, LocalPort, NodeNetwork, PortState
+from vmnet.model.names import InterfaceName, MacAddress
+from vmnet.model.network import GATEWAY_LINK_LOCAL
+
+TABLE: Final = "netdev vmnet"
+NODE_TABLE: Final = "inet vmnet"
+
+_SETS: Final = """\
+  set standby { type ifname; }
+  set open { type ifname; flags dynamic; size 65535; }
+  set moved { type ether_addr; flags dynamic; size 65535; }
+  set bind { type ifname . ether_addr; }
+  set bind4 { type ifname . ether_addr . ipv4_addr; }
+  set bind6 { type ifname . ether_addr . ipv6_addr; }
+  set target6 { typeof iifname . @th,64,128; }
+"""
+
+# A port's frames. 0x8035 is reverse ARP (RFC 903): what QEMU says for a guest that has just resumed.
+_PORT: Final = """\
+  chain port_in {
+    iifname . ether saddr != @bind drop
+    ether type 0x8035 iifname @standby add @open { iifname }
+    ether type 0x8035 delete @moved { ether saddr } accept
+    iifname @standby iifname != @open drop
+    ether saddr @moved drop
+    udp sport { 67, 547 } drop
+    icmpv6 type { nd-router-advert, nd-redirect } drop
+    arp saddr ip 0.0.0.0 iifname . arp saddr ether @bind accept
+    ether type arp iifname . arp saddr ether . arp saddr ip != @bind4 drop
+    ip saddr 0.0.0.0 udp dport 67 accept
+    ether type ip iifname . ether saddr . ip saddr != @bind4 drop
+    ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
+    icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @target6 drop
+    ether type ip6 iifname . ether saddr . ip6 saddr != @bind6 drop
+    ether type { ip, ip6, arp } accept
+    drop
+  }
+  chain port_out {
+    oifname @standby oifname != @open drop
+    ether daddr @moved drop
+  }
+"""
+
+
+def network_script(desired: NodeNetwork) -> str:
+    """The tables of one network namespace, without its ports."""
+    network, gateway_mac = desired.network, desired.network.gateway_mac
+    gateway4, gateway6 = network.gateway_for(4), network.gateway_for(6)
+    arp_in = f"    arp saddr ip {gateway4} drop\n" if gateway4 else ""
+    arp_out = f"    arp daddr ip {gateway4} drop\n    arp saddr ip {gateway4} drop\n" if gateway4 else ""
+    targets = ", ".join(f"0x{int(address):032x}" for address in (gateway6, GATEWAY_LINK_LOCAL) if address is not None)
+    return f"""\
+table {TABLE} {{
+{_SETS}{_PORT}\
+  chain vx_in {{
+    type filter hook ingress device "{names.VXLAN_L2}" priority 0; policy accept;
+    ether type 0x8035 add @moved {{ ether saddr }}
+    ether saddr {gateway_mac} drop
+{arp_in}\
+    icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-redirect }} drop
+  }}
+  chain vx_out {{
+    type filter hook egress device "{names.VXLAN_L2}" priority 0; policy accept;
+    ether daddr {gateway_mac} drop
+{arp_out}\
+    icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-redirect }} drop
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} @th,64,128 {{ {targets} }} drop
+    ip6 saddr {GATEWAY_LINK_LOCAL} drop
+    icmpv6 type nd-neighbor-solicit ether saddr {gateway_mac} drop
+    udp dport {{ 67, 547 }} drop
+    ether saddr {gateway_mac} ether saddr set {desired.node.router_mac}
+  }}
+}}
+table inet vmnet {{
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    icmpv6 type nd-redirect drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{names.UPLINK}" ip saddr != {desired.join.network_ipv4.ip} snat to {desired.join.network_ipv4.ip}
+    oifname "{names.UPLINK}" ip6 saddr != {desired.join.network_ipv6.ip} snat to {desired.join.network_ipv6.ip}
+  }}
+}}
+"""
+
+
+def node_script(joins: Iterable[str]) -> str:
+    """The node's own table: what comes from the join pools leaves with the node's address."""
+    rules = "".join(
+        f'    {"ip6" if ":" in pool else "ip"} saddr {pool} oifname != "vmj*" masquerade\n' for pool in joins
+    )
+    return f"""\
+table {NODE_TABLE} {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+{rules}\
+  }}
+}}
+"""
+
+
+def chains_of(port: InterfaceName) -> tuple[str, str]:
+    """The ingress and egress base chain of one port."""
+    return f"in_{port}", f"out_{port}"
+
+
+def port_script(port: LocalPort) -> str:
+    """Bind a port and hang it into the common chains. Loaded before the port comes up: no frame passes unchecked."""
+    name = port.endpoint.port
+    ingress, egress = chains_of(name)
+    lines = [f"add element {TABLE} {set_name} {{ {elements} }}" for set_name, elements in _bindings(port.endpoint)]
+    if port.state is PortState.STANDBY:
+        lines.append(f'add element {TABLE} standby {{ "{name}" }}')
+    lines += [
+        f'add chain {TABLE} {ingress} {{ type filter hook ingress device "{name}" priority 0; policy accept; }}',
+        f"flush chain {TABLE} {ingress}",
+        f"add rule {TABLE} {ingress} jump port_in",
+        f'add chain {TABLE} {egress} {{ type filter hook egress device "{name}" priority 0; policy accept; }}',
+        f"flush chain {TABLE} {egress}",
+        f"add rule {TABLE} {egress} jump port_out",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def remove_port_script(name: InterfaceName, sets: dict[str, list[str]], chains: frozenset[str]) -> str:
+    """Take a port out of the tables: ``sets`` holds its elements, ``chains`` those that exist."""
+    lines = []
+    for chain in chains_of(name):
+        if chain in chains:
+            lines += [f"flush chain {TABLE} {chain}", f"delete chain {TABLE} {chain}"]
+    lines += [
+        f"delete element {TABLE} {set_name} {{ {', '.join(elements)} }}"
+        for set_name, elements in sets.items()
+        if elements
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def open_script(port: InterfaceName) -> str:
+    """What the guest's RARP does to its own port, for when KubeVirt's word comes first."""
+    return f'add element {TABLE} open {{ "{port}" }}\n'
+
+
+def moved_script(mac: MacAddress) -> str:
+    """What the guest's RARP from the fabric does to its old port."""
+    return f"add element {TABLE} moved {{ {mac} }}\n"
+
+
+def not_moved_script(mac: MacAddress) -> str:
+    """The machine is on this node again. A deleting transaction: never on the cut-over path."""
+    return f"add element {TABLE} moved {{ {mac} }}\ndelete element {TABLE} moved {{ {mac} }}\n"
+
+
+def join_pools(join: Join) -> tuple[str, str]:
+    """The two networks of one join."""
+    return str(join.network_ipv4.network), str(join.network_ipv6.network)
+
+
+def _bindings(endpoint: Endpoint) -> list[tuple[str, str]]:
+    port, mac = endpoint.port, endpoint.mac
+    found = [("bind", f'"{port}" . {mac}')]
+    found += [("bind4", f'"{port}" . {mac} . {item.ip}') for item in endpoint.addresses if item.version == 4]
+    sources = [item.ip for item in endpoint.addresses if item.version == 6] + [addresses.link_local(mac)]
+    found += [("bind6", f'"{port}" . {mac} . {address}') for address in sources]
+    found += [("target6", f'"{port}" . 0x{int(address):032x}') for address in sources]
+    return found

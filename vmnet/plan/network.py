@@ -1,0 +1,259 @@
+"""One network on one node: from desired and observed state to operations."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Interface, ip_interface
+from typing import Final
+
+from vmnet.model import names
+from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.endpoint import Endpoint, LocalPort, NodeNetwork, PortState, RemoteEndpoint
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
+from vmnet.model.network import GATEWAY_LINK_LOCAL
+from vmnet.plan import firewall, ops
+from vmnet.plan.ops import Op
+from vmnet.plan.state import LinkState, NetworkState
+
+# New namespaces inherit surprises: every sysctl that matters is set (docs/architecture.md, "Datapath").
+SYSCTLS: Final = (
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PodInterface:
+    """The pod's side of ADD: its namespace's path, its container, and eth0's addresses with their gateways."""
+
+    netns: str
+    container: str
+    default_addresses: tuple[tuple[IPInterface, IPAddress | None], ...] = ()
+
+
+def plan(desired: NodeNetwork, observed: NetworkState | None) -> tuple[Op, ...]:
+    """Operations that make the node show ``desired``; empty when it does.
+
+    The network's links, ports that are missing from the tables, neighbours and FDB. FDB entries of machines that move
+    belong to the guests' own frames until the caller says otherwise (``reassert``). Ports come by ``attach``.
+    """
+    namespace = desired.network.namespace
+    state = observed or NetworkState(namespace)
+    found: list[Op] = []
+    if observed is None:
+        found += [ops.CreateNamespace(namespace), ops.SetSysctls(namespace, SYSCTLS)]
+    found += _links(desired, state)
+    if "port_in" not in state.chains:
+        found.append(ops.LoadFirewall(namespace, firewall.network_script(desired)))
+    found += _activate(desired, state)
+    wanted = {port.endpoint.port for port in desired.ports}
+    for link in state.ports():
+        if link.name not in wanted:
+            found += detach(namespace, link.name, state)
+    found += _ports(desired, state)
+    found += _neighbours(desired, state)
+    found += _fdb(desired, state)
+    found += _floods(desired, state)
+    return tuple(found)
+
+
+def attach(
+    desired: NodeNetwork,
+    port: LocalPort,
+    pod: PodInterface,
+    observed: NetworkState,
+) -> tuple[Op, ...]:
+    """Operations that give a pod its interface on a rendered network; the port comes up last."""
+    endpoint, namespace = port.endpoint, desired.network.namespace
+    found: list[Op] = []
+    existing = observed.links.get(endpoint.port)
+    if existing is not None:
+        # A repeated ADD of the same pod: the old veth ended in a namespace that may be gone.
+        found += detach(namespace, endpoint.port, observed)
+    found += [
+        ops.CreatePort(
+            namespace,
+            endpoint.port,
+            names.BRIDGE,
+            pod.netns,
+            endpoint.interface,
+            endpoint.mac,
+            desired.mtu,
+            pod.container,
+        ),
+        ops.LoadFirewall(namespace, firewall.port_script(port)),
+        *_not_moved(namespace, port, observed),
+        ops.AttachToBridge(namespace, endpoint.port, names.BRIDGE),
+        ops.ConfigurePod(
+            pod.netns,
+            endpoint.interface,
+            names.DEFAULT_INTERFACE,
+            endpoint.addresses,
+            tuple(
+                GATEWAY_LINK_LOCAL if gateway.version == 6 else gateway
+                for gateway in desired.network.gateways
+                if any(item.version == gateway.version for item in endpoint.addresses)
+            ),
+            pod.default_addresses,
+        ),
+    ]
+    return tuple(found)
+
+
+def detach(namespace: NamespaceName, port: InterfaceName, observed: NetworkState) -> tuple[Op, ...]:
+    """Operations that remove a port with everything that names it."""
+    elements = {
+        name: [_element(element) for element in found if element[0] == port]
+        for name, found in observed.sets.items()
+        if name != "moved"
+    }
+    return (
+        ops.DeleteLink(namespace, port),
+        ops.LoadFirewall(namespace, firewall.remove_port_script(port, elements, observed.chains)),
+    )
+
+
+def remove(network_id: NetworkId) -> tuple[Op, ...]:
+    """Operations that take a network off the node."""
+    namespace = names.network_namespace(network_id)
+    return (ops.DeleteLink(None, names.join_interface(network_id)), ops.DeleteNamespace(namespace))
+
+
+def repoint_local(namespace: NamespaceName, endpoint: Endpoint) -> tuple[Op, ...]:
+    """Write down that the machine is behind its local port."""
+    return (ops.SetFdb(namespace, endpoint.port, endpoint.mac),)
+
+
+def repoint_remote(namespace: NamespaceName, remote: RemoteEndpoint) -> tuple[Op, ...]:
+    """Write down that the machine is behind another node's VTEP."""
+    return (ops.SetFdb(namespace, names.VXLAN_L2, remote.endpoint.mac, remote.vtep),)
+
+
+def _not_moved(namespace: NamespaceName, port: LocalPort, observed: NetworkState) -> tuple[Op, ...]:
+    """A machine that starts here has not moved away, whatever its last migration left in the set."""
+    if port.state is PortState.ACTIVE and port.endpoint.mac in observed.moved:
+        return (ops.LoadFirewall(namespace, firewall.not_moved_script(port.endpoint.mac)),)
+    return ()
+
+
+def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    namespace, network = desired.network.namespace, desired.network
+    if names.BRIDGE not in state.links:
+        yield ops.CreateBridge(namespace, names.BRIDGE, network.gateway_mac, desired.mtu)
+    if names.VXLAN_L2 not in state.links:
+        yield ops.CreateVxlan(namespace, names.VXLAN_L2, network.l2_vni, desired.node.address, desired.mtu)
+    if names.UPLINK not in state.links:
+        yield ops.CreateJoin(namespace, names.join_interface(network.id), names.UPLINK, desired.mtu)
+    bridge = state.links.get(names.BRIDGE)
+    have = bridge.addresses if bridge else frozenset()
+    for subnet, gateway in zip(network.subnets, network.gateways, strict=True):
+        address = _with_prefix(gateway, subnet.prefixlen)
+        if address not in have:
+            yield ops.AddAddress(namespace, names.BRIDGE, address)
+    router = IPv6Interface(f"{GATEWAY_LINK_LOCAL}/64")
+    if router not in have:
+        yield ops.AddAddress(namespace, names.BRIDGE, router)
+    uplink = state.links.get(names.UPLINK)
+    joined = uplink.addresses if uplink else frozenset()
+    for inside, outside in (
+        (desired.join.network_ipv4, desired.join.node_ipv4),
+        (desired.join.network_ipv6, desired.join.node_ipv6),
+    ):
+        if inside not in joined:
+            yield ops.AddAddress(namespace, names.UPLINK, inside)
+            yield ops.AddAddress(None, names.join_interface(network.id), outside)
+
+
+def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    """Bring devices up, after the tables that check what they carry."""
+    namespace = desired.network.namespace
+    if not _up(state, names.BRIDGE):
+        yield ops.SetUp(namespace, names.BRIDGE)
+    vxlan = state.links.get(names.VXLAN_L2)
+    if vxlan is None or not vxlan.up or vxlan.master != names.BRIDGE:
+        yield ops.AttachToBridge(namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=True)
+    if not _up(state, names.UPLINK):
+        yield ops.SetUp(None, names.join_interface(desired.network.id))
+        yield ops.SetUp(namespace, names.UPLINK)
+    for version, gateway in ((4, desired.join.node_ipv4.ip), (6, desired.join.node_ipv6.ip)):
+        if version not in state.default_routes:
+            yield ops.AddDefaultRoute(namespace, names.UPLINK, gateway)
+
+
+def _ports(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    """Ports that exist but lost their chains (a crash between two writes of ADD)."""
+    for port in desired.ports:
+        name = port.endpoint.port
+        if name in state.links and not set(firewall.chains_of(name)) <= state.chains:
+            yield ops.LoadFirewall(desired.network.namespace, firewall.port_script(port))
+
+
+def _neighbours(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    wanted = {
+        address: endpoint.mac
+        for endpoint in (
+            *(remote.endpoint for remote in desired.remotes),
+            *(port.endpoint for port in desired.ports),
+        )
+        for address in endpoint.all_addresses
+    }
+    for address, mac in wanted.items():
+        if state.neighbours.get(address) != mac:
+            yield ops.SetNeighbour(desired.network.namespace, names.BRIDGE, address, mac)
+    for address in state.neighbours:
+        if address not in wanted:
+            yield ops.RemoveNeighbour(desired.network.namespace, names.BRIDGE, address)
+
+
+def _fdb(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    namespace = desired.network.namespace
+    local = {port.endpoint.mac for port in desired.ports}
+    known: dict[MacAddress, set[object]] = {}
+    for entry in state.fdb:
+        if entry.asserted:
+            known.setdefault(entry.mac, set()).add(entry.vtep)
+    present = {entry.mac for entry in state.fdb if entry.vtep is not None}
+    wanted = set(local)
+    for remote in desired.remotes:
+        mac = remote.endpoint.mac
+        wanted.add(mac)
+        if mac in local and mac in present:
+            continue  # a migrating machine: its own frame moves the entry
+        if mac in state.moved and mac in present:
+            continue  # it has moved, and the API may be behind
+        if remote.vtep not in known.get(mac, ()):
+            yield ops.SetFdb(namespace, names.VXLAN_L2, mac, remote.vtep)
+    for entry in state.fdb:
+        if entry.vtep is not None and entry.mac not in wanted and entry.asserted:
+            yield ops.RemoveFdb(namespace, names.VXLAN_L2, entry.mac, entry.vtep)
+
+
+def _floods(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    namespace = desired.network.namespace
+    for vtep in desired.peers:
+        if vtep not in state.floods:
+            yield ops.AddFlood(namespace, names.VXLAN_L2, vtep)
+    for vtep in state.floods:
+        if vtep not in desired.peers:
+            yield ops.RemoveFlood(namespace, names.VXLAN_L2, vtep)
+
+
+def _up(state: NetworkState, name: InterfaceName) -> bool:
+    link: LinkState | None = state.links.get(name)
+    return link is not None and link.up
+
+
+def _element(parts: tuple[str, ...]) -> str:
+    return " . ".join([f'"{parts[0]}"', *parts[1:]])
+
+
+def _with_prefix(address: IPAddress, length: int) -> IPInterface:
+    return ip_interface(f"{address}/{length}")

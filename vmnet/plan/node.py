@@ -1,0 +1,62 @@
+"""The node's own namespace: forwarding, translation of what leaves by it, and the numbering of joins."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import Final
+
+from vmnet.model import names
+from vmnet.model.endpoint import Join
+from vmnet.model.names import NetworkId
+from vmnet.plan import firewall, ops
+from vmnet.plan.ops import Op
+from vmnet.plan.state import NodeState
+
+JOIN_IPV4: Final = IPv4Network("100.65.0.0/16")
+JOIN_IPV6: Final = IPv6Network("fd99::/64")
+
+SYSCTLS: Final = (
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+)
+
+
+class JoinsExhausted(Exception):
+    """More networks on this node than the join subnet has room for."""
+
+
+def plan(observed: NodeState, pools: Sequence[IPv4Network | IPv6Network] = (JOIN_IPV4, JOIN_IPV6)) -> tuple[Op, ...]:
+    """Operations that let networks leave by the node; empty when they can."""
+    if observed.prepared:
+        return ()
+    return (
+        ops.SetSysctls(None, SYSCTLS),
+        ops.LoadFirewall(None, firewall.node_script(str(pool) for pool in pools)),
+    )
+
+
+def allocate_join(
+    observed: NodeState, network_id: NetworkId, ipv4: IPv4Network = JOIN_IPV4, ipv6: IPv6Network = JOIN_IPV6
+) -> Join:
+    """The join of a network: the one it has, else the lowest free number. Raises JoinsExhausted."""
+    name = names.join_interface(network_id)
+    taken = {
+        (int(state.ipv4.ip) - int(ipv4.network_address)) // 4
+        for state in observed.joins.values()
+        if state.ipv4 is not None and state.ipv4.ip in ipv4 and state.name != name
+    }
+    existing = observed.joins.get(name)
+    if existing is not None and existing.ipv4 is not None and existing.ipv4.ip in ipv4:
+        index = (int(existing.ipv4.ip) - int(ipv4.network_address)) // 4
+    else:
+        room = ipv4.num_addresses // 4
+        index = next((number for number in range(1, room) if number not in taken), 0)
+        if not index:
+            raise JoinsExhausted(f"{room - 1} networks use all of the join subnet {ipv4}")
+    first4, first6 = ipv4.network_address + 4 * index, ipv6.network_address + 4 * index
+    return Join(
+        index=index,
+        node_ipv4=IPv4Interface((int(first4) + 1, 30)),
+        network_ipv4=IPv4Interface((int(first4) + 2, 30)),
+        node_ipv6=IPv6Interface((int(first6) + 1, 126)),
+        network_ipv6=IPv6Interface((int(first6) + 2, 126)),
+    )

@@ -1,0 +1,102 @@
+"""What the kernel has: observed state, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+
+from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """One device."""
+
+    name: InterfaceName
+    mac: MacAddress
+    mtu: int
+    up: bool
+    kind: str = ""
+    """``bridge``, ``vxlan``, ``veth`` or empty."""
+    master: InterfaceName | None = None
+    alias: str = ""
+    addresses: frozenset[IPInterface] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """Where a MAC is. ``vtep`` is set for the entry of the VXLAN device itself."""
+
+    mac: MacAddress
+    interface: InterfaceName
+    vtep: IPAddress | None = None
+    asserted: bool = False
+    """True for what the agent wrote (extern_learn, static), False for what the kernel learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkState:
+    """One network namespace."""
+
+    namespace: NamespaceName
+    links: Mapping[InterfaceName, LinkState] = field(default_factory=dict)
+    neighbours: Mapping[IPAddress, MacAddress] = field(default_factory=dict)
+    """Static neighbours of the bridge."""
+    fdb: frozenset[FdbEntry] = frozenset()
+    floods: frozenset[IPAddress] = frozenset()
+    default_routes: frozenset[int] = frozenset()
+    """Families (4, 6) that have a default route."""
+    sets: Mapping[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)
+    """Elements of the nftables sets, each as its parts' text."""
+    chains: frozenset[str] = frozenset()
+
+    @property
+    def open(self) -> frozenset[str]:
+        """Standby ports that their guests have opened."""
+        return frozenset(element[0] for element in self.sets.get("open", ()))
+
+    @property
+    def standby(self) -> frozenset[str]:
+        """Ports that were created for migration targets."""
+        return frozenset(element[0] for element in self.sets.get("standby", ()))
+
+    @property
+    def moved(self) -> frozenset[str]:
+        """MACs whose own RARP last came over the fabric: their ports on this node are closed."""
+        return frozenset(element[0] for element in self.sets.get("moved", ()))
+
+    def ports(self) -> tuple[LinkState, ...]:
+        """Pod ports on the bridge."""
+        return tuple(link for link in self.links.values() if link.kind == "veth" and link.name.startswith("p"))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinState:
+    """Node end of a join veth."""
+
+    name: InterfaceName
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """The node's own namespace."""
+
+    namespaces: frozenset[NamespaceName] = frozenset()
+    """Network namespaces of ours that exist."""
+    joins: Mapping[InterfaceName, JoinState] = field(default_factory=dict)
+    mtu: int = 1500
+    """MTU of the device that holds the underlay address' default route."""
+    prepared: bool = False
+    """The node's own table and forwarding are in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """One interface of a pod."""
+
+    interface: InterfaceName
+    mac: MacAddress
+    mtu: int
+    addresses: frozenset[IPInterface]
