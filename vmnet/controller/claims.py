@@ -24,6 +24,7 @@ from vmnet.kube.api import (
     Resource,
     object_key,
 )
+from vmnet.kube.conditions import find_condition
 from vmnet.kube.events import Recorder
 from vmnet.model import names
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 IPS_ALLOCATED: Final = "IPsAllocated"
 CLAIM_FAILED: Final = "ErrorClaimingAddresses"
 """Event reason on the VM or VMI."""
-_MACHINES: Final = {objects.VM_KIND: VMS, objects.VMI_KIND: VMIS}
 _LABEL_MAX: Final = 63
 
 
@@ -85,7 +85,7 @@ class MachineReconciler:
 
     def _abandoned(self, claim: Object, vm: Object | None, vmi: Object | None) -> bool:
         reference = objects.owner_reference(claim, controller=False)
-        if reference is None or reference.get("kind") not in _MACHINES:
+        if reference is None or reference.get("kind") not in (objects.VM_KIND, objects.VMI_KIND):
             return False
         uid = reference.get("uid")
         if reference["kind"] == objects.VMI_KIND:
@@ -162,6 +162,12 @@ def foreign(claim: Object, owners: set[str]) -> str | None:
     )
 
 
+def failure(claim: Object) -> str | None:
+    """Why a claim has no addresses, as its condition says; None when it has, or nobody knows yet."""
+    condition = find_condition((claim.get("status") or {}).get("conditions"), IPS_ALLOCATED)
+    return str(condition.get("message")) if condition is not None and condition.get("status") == "False" else None
+
+
 def _claim_owner(vm: Object | None, vmi: Object | None) -> tuple[Resource, Object] | None:
     """Whose the claim shall be: the VM, or a VMI that has none."""
     if vm is not None:
@@ -173,15 +179,8 @@ def _claim_owner(vm: Object | None, vmi: Object | None) -> tuple[Resource, Objec
 
 
 def _machine_keys(claim: Object) -> tuple[str, ...]:
-    reference = objects.owner_reference(claim, controller=False)
-    if reference is None or reference.get("kind") not in _MACHINES:
-        return ()
-    return (f"{objects.namespace_of(claim)}/{reference['name']}",)
-
-
-def machine_key(claim: Object) -> str | None:
-    """``<namespace>/<name>`` of the machine that owns a claim."""
-    return next(iter(_machine_keys(claim)), None)
+    key = objects.machine_key(claim)
+    return (key,) if key is not None else ()
 
 
 class ClaimReconciler:
@@ -252,49 +251,22 @@ class ClaimReconciler:
         pools = self._ledger.pools(attachment.network)
         owner = claim_owner(key)
         written = objects.claim_addresses(claim)
-        machine = self._machine(claim)
-        request, asked = self._request(claim, machine)
+        request = self._cluster.claim_request(claim)
         if written:
             held = pools.get(owner)
-            mac = request.mac
+            mac = request.mac if request is not None else None
             if mac is None and held is not None and {item.ip for item in held.addresses} == {i.ip for i in written}:
                 mac = held.mac
             return pools.reserve(owner, written, mac, partial=True)
-        if not asked or objects.deleting(claim):
+        if request is None or objects.deleting(claim):
             return None
         if request.addresses:
             return pools.reserve(owner, request.addresses, request.mac)
         return pools.allocate(owner, request.mac)
 
-    def _machine(self, claim: Object) -> Object | None:
-        """The VMI, or the VM while it is stopped, that owns a claim."""
-        key = machine_key(claim)
-        if key is None:
-            return None
-        reference = objects.owner_reference(claim, controller=False)
-        uid = reference.get("uid") if reference is not None else None
-        vmi, vm = self._cluster.get(VMIS, key), self._cluster.get(VMS, key)
-        if vmi is not None:
-            parent = objects.owner_reference(vmi)
-            if uid in (vmi["metadata"].get("uid"), parent.get("uid") if parent is not None else None):
-                return vmi
-        return vm if vm is not None and vm["metadata"].get("uid") == uid else None
-
-    def _request(self, claim: Object, machine: Object | None) -> tuple[objects.Request, bool]:
-        """The static request of the claim's user, and whether there is a user at all. Raises ValueError."""
-        if machine is not None:
-            network = objects.primary_network_name(machine)
-            if network and claim["metadata"]["name"] == names.claim_name(machine["metadata"]["name"], network):
-                return objects.machine_request(machine, network), True
-            return objects.Request(), True
-        for pod in self._cluster.claim_users(claim):
-            return objects.pod_request(pod), True
-        return objects.Request(), False
-
     def _owner_pod(self, claim: Object) -> str | None:
         users = self._cluster.claim_users(claim)
-        machine = self._machine(claim)
-        found = migrations.live_pod(users, machine)
+        found = migrations.live_pod(users, self._cluster.claim_machine(claim))
         return str(found["metadata"]["name"]) if found is not None else None
 
     async def _write(self, claim: Object, status: dict[str, Any]) -> None:

@@ -207,6 +207,30 @@ class Cluster:
                 found.append(pod)
         return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp") or ""))
 
+    def claim_machine(self, claim: Object) -> Object | None:
+        """The VMI, or the VM while it is stopped, that owns a claim."""
+        key = objects.machine_key(claim)
+        reference = objects.owner_reference(claim, controller=False)
+        if key is None or reference is None:
+            return None
+        uid = reference.get("uid")
+        vmi, vm = self.get(VMIS, key), self.get(VMS, key)
+        if vmi is not None and uid in objects.machine_uids(vmi):
+            return vmi
+        return vm if vm is not None and vm["metadata"].get("uid") == uid else None
+
+    def claim_request(self, claim: Object) -> objects.Request | None:
+        """What the user of a claim asks for; None while it has no user. Raises ValueError for unreadable requests."""
+        machine = self.claim_machine(claim)
+        if machine is not None:
+            network = objects.primary_network_name(machine)
+            if network and claim["metadata"]["name"] == names.claim_name(machine["metadata"]["name"], network):
+                return objects.machine_request(machine, network)
+            return objects.Request()
+        for pod in self.claim_users(claim):
+            return objects.pod_request(pod)
+        return None
+
     def _nad_changed(self, old: Object | None, new: Object | None) -> None:
         if new is None:
             if old is not None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from vmnet import metrics
 from vmnet.controller import objects
-from vmnet.controller.claims import ClaimReconciler, MachineReconciler, machine_key
+from vmnet.controller.claims import ClaimReconciler, MachineReconciler
 from vmnet.controller.cluster import Cluster
 from vmnet.controller.ledger import Ledger
 from vmnet.controller.migrations import MigrationReconciler
@@ -185,7 +185,7 @@ class Controller:
         if item is None:
             return
         self._add("claim", item)
-        key = machine_key(item)
+        key = objects.machine_key(item)
         if key is not None:
             self.queues["machine"].add(key)
         self._claim_filled(object_key(item))

@@ -88,8 +88,11 @@ class Ledger:
     def _load_claim(self, pools: NetworkPools, claim: Object) -> None:
         try:
             wanted = objects.claim_addresses(claim)
-            if wanted:
-                pools.reserve(claim_owner(object_key(claim)), wanted, partial=True)
+            if not wanted:
+                return
+            request = self._cluster.claim_request(claim)
+            mac = request.mac if request is not None else None
+            pools.reserve(claim_owner(object_key(claim)), wanted, mac, partial=True)
         except (ValueError, AllocationError) as error:
             log.error("claim %s of network %s: %s", object_key(claim), pools.network.name, error)
 

@@ -144,6 +144,20 @@ def machine_annotations(item: Object) -> Mapping[str, str]:
     return annotations(item)
 
 
+def machine_key(claim: Object) -> str | None:
+    """``<namespace>/<name>`` of the VM or VMI that owns a claim."""
+    reference = owner_reference(claim, controller=False)
+    if reference is None or reference.get("kind") not in (VM_KIND, VMI_KIND):
+        return None
+    return f"{namespace_of(claim)}/{reference['name']}"
+
+
+def machine_uids(vmi: Object) -> set[str]:
+    """Who may own the claim of a VMI: itself and its VM."""
+    parent = owner_reference(vmi)
+    return {str(vmi["metadata"].get("uid")), *([str(parent.get("uid"))] if parent is not None else [])}
+
+
 def primary_network_name(item: Object) -> str | None:
     """Name, in the spec of a VM or VMI, of the interface on the pod's primary network."""
     for entry in machine_spec(item).get("networks") or []:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vmnet.controller import objects
+from vmnet.controller.claims import failure, foreign
 from vmnet.controller.cluster import Attachment, ClaimReference, Cluster
 from vmnet.controller.ledger import Ledger, Owner, claim_owner, pod_owner
 from vmnet.controller.waiting import WaitingRoom
@@ -130,10 +131,25 @@ class PodReconciler:
         if claim is not None and (claim.get("spec") or {}).get("network") != attachment.network.name:
             other = (claim.get("spec") or {}).get("network")
             raise ValueError(f"IPAMClaim {reference.key} is for network {other}")
-        # Only what the claim's status says is safe to use: it is there after a restart too.
-        if claim is None or not objects.claim_addresses(claim):
+        if claim is None:
             return None
-        return self._ledger.pools(attachment.network).get(claim_owner(reference.key))
+        machine = self._cluster.machine_of(pod)
+        if machine is not None:
+            problem = foreign(claim, objects.machine_uids(machine))
+            if problem is not None:
+                raise ValueError(problem)
+        failed = failure(claim)
+        if failed is not None:
+            raise ValueError(f"IPAMClaim {reference.key}: {failed}")
+        # Only what the claim's status says is safe to use: it is there after a restart too.
+        if not objects.claim_addresses(claim):
+            return None
+        found = self._ledger.pools(attachment.network).get(claim_owner(reference.key))
+        request = self._cluster.claim_request(claim)
+        if found is not None and request is not None and request.mac not in (None, found.mac):
+            # The machine asks for another MAC than before; the claim's reconciler is about to see to it.
+            return None
+        return found
 
     async def _annotate(self, pod: Object, attachment: Attachment, allocation: Allocation) -> None:
         entries = objects.pod_networks(pod)

@@ -16,7 +16,7 @@ from vmnet.kube.watch import ListWatch
 from vmnet.model import names
 
 T = TypeVar("T")
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 10.0
 
 
 class World:
@@ -147,7 +147,7 @@ class World:
         """The first true value of ``look``; the world moves on in between."""
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                while not (found := look()):
+                while not (found := look()):  # noqa: ASYNC110 (the fake has no way to say that anything changed)
                     await asyncio.sleep(0.01)
                 return found
         except TimeoutError:
@@ -183,6 +183,10 @@ class World:
 
     def events(self, reason: str) -> list[Object]:
         return [item for item in self.kube._of(EVENTS).values() if item["reason"] == reason]
+
+    async def told(self, reason: str, text: str) -> Object:
+        """An event of that reason whose message has that text."""
+        return await self.until(lambda: next((item for item in self.events(reason) if text in item["message"]), None))
 
 
 @pytest.fixture

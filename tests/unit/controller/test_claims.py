@@ -1,0 +1,255 @@
+import json
+from typing import Any
+
+import pytest
+
+from vmnet.controller.claims import vm_label
+from vmnet.kube.api import CLAIMS, PODS, VMIS, VMS, Object
+from vmnet.model import names
+
+KEY = "blue/happy-tenant"
+
+
+@pytest.fixture
+def tenant(world: Any) -> Any:
+    world.namespace("blue")
+    world.cudn("happy-tenant", "blue")
+    return world
+
+
+def ready(world: Any, name: str) -> Object | None:
+    found = world.claim("blue", name)
+    conditions = ((found or {}).get("status") or {}).get("conditions") or []
+    return next((item for item in conditions if item["type"] == "IPsAllocated"), None)
+
+
+def owner_pod(world: Any, name: str) -> str | None:
+    found = world.claim("blue", name)
+    return (((found or {}).get("status") or {}).get("ownerPod") or {}).get("name")
+
+
+async def test_a_claim_is_made_and_filled_for_a_stopped_machine(tenant: Any) -> None:
+    vm = tenant.vm("blue", "Blue")
+    async with tenant.controller():
+        await tenant.until(lambda: tenant.claim_ips("blue", "blue.happy"))
+    claim = tenant.claim("blue", "blue.happy")
+    assert claim["spec"] == {"network": "cluster_udn_happy-tenant", "interface": ""}
+    assert claim["metadata"]["labels"] == {"kubevirt.io/vm": "Blue"}
+    assert claim["metadata"]["finalizers"] == ["kubevirt.io/persistent-ipam"]
+    owner = claim["metadata"]["ownerReferences"][0]
+    assert (owner["kind"], owner["uid"]) == ("VirtualMachine", vm["metadata"]["uid"])
+    assert claim["status"]["ips"] == ["192.168.0.3/16", "fd00:10::3/64"]
+    condition = ready(tenant, "blue.happy")
+    assert (condition["status"], condition["reason"]) == ("True", "SuccessfulAllocation")
+
+
+async def test_source_and_target_of_a_migration_get_the_same_addresses(tenant: Any) -> None:
+    vm = tenant.vm("blue", "blue")
+    vmi = tenant.vmi(vm, node="n1")
+    tenant.launcher(vmi, "source", node="n1", claim=True)
+    async with tenant.controller() as controller:
+        source = await tenant.until(lambda: tenant.allocation("blue", "source", KEY))
+        await tenant.until(lambda: owner_pod(tenant, "blue.happy") == "source")
+        tenant.launcher(vmi, "target", node="n2", **{names.MIGRATION_JOB_LABEL: "m1"})
+        target = await tenant.until(lambda: tenant.allocation("blue", "target", KEY))
+        await tenant.settled(controller)
+        # The claim is the source's until the guest has moved.
+        assert owner_pod(tenant, "blue.happy") == "source"
+        vmi["status"]["nodeName"] = "n2"
+        tenant.kube.seed(VMIS, vmi)
+        await tenant.until(lambda: owner_pod(tenant, "blue.happy") == "target")
+    assert source == target
+
+
+async def test_addresses_outlive_stop_start_and_a_restart_of_the_controller(tenant: Any) -> None:
+    vm = tenant.vm("blue", "blue")
+    vmi = tenant.vmi(vm, node="n1")
+    tenant.launcher(vmi, "first")
+    async with tenant.controller() as controller:
+        first = await tenant.until(lambda: tenant.allocation("blue", "first", KEY))
+        tenant.kube.vanish(PODS, "first", "blue")
+        tenant.kube.vanish(VMIS, "blue", "blue")
+        await tenant.settled(controller)
+    assert tenant.claim_ips("blue", "blue.happy") == first["ip_addresses"]
+    tenant.pod("blue", "a-stranger-who-comes-first")
+    async with tenant.controller():
+        stranger = await tenant.until(lambda: tenant.allocation("blue", "a-stranger-who-comes-first", KEY))
+        assert stranger["ip_addresses"] != first["ip_addresses"]
+        again = tenant.vmi(vm, node="n2")
+        tenant.launcher(again, "second", node="n2")
+        assert await tenant.until(lambda: tenant.allocation("blue", "second", KEY)) == first
+        await tenant.until(lambda: owner_pod(tenant, "blue.happy") == "second")
+
+
+async def test_the_claim_goes_when_machine_and_instance_are_gone(tenant: Any) -> None:
+    vm = tenant.vm("blue", "blue")
+    vm["metadata"]["finalizers"] = ["kubevirt.io/virtualMachineControllerFinalize"]
+    vm = tenant.kube.seed(VMS, vm)
+    tenant.vmi(vm)
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.claim_ips("blue", "blue.happy"))
+        await tenant.kube.delete(VMS, "blue", "blue")
+        await tenant.settled(controller)
+        assert tenant.claim("blue", "blue.happy") is not None
+        tenant.kube.vanish(VMIS, "blue", "blue")
+        await tenant.until(lambda: tenant.claim("blue", "blue.happy") is None)
+        await tenant.settled(controller)
+        assert not list(controller.ledger.pools(next(controller.cluster.attachments()).network).owners())
+
+
+async def test_an_instance_without_a_machine_owns_its_claim(tenant: Any) -> None:
+    vm = tenant.vm("blue", "alone")
+    vmi = tenant.vmi(vm)
+    tenant.kube.vanish(VMS, "alone", "blue")
+    del vmi["metadata"]["ownerReferences"]
+    vmi = tenant.kube.seed(VMIS, vmi)
+    async with tenant.controller():
+        await tenant.until(lambda: tenant.claim_ips("blue", "alone.happy"))
+        owner = tenant.claim("blue", "alone.happy")["metadata"]["ownerReferences"][0]
+        assert (owner["kind"], owner["uid"]) == ("VirtualMachineInstance", vmi["metadata"]["uid"])
+        tenant.kube.vanish(VMIS, "alone", "blue")
+        await tenant.until(lambda: tenant.claim("blue", "alone.happy") is None)
+
+
+async def test_a_requested_address_and_mac(tenant: Any) -> None:
+    vm = tenant.vm("blue", "green", mac="02-03-04-05-06-07", addresses=["192.168.0.50", "fd00:10::50"])
+    vmi = tenant.vmi(vm)
+    tenant.launcher(vmi, "pod")
+    async with tenant.controller():
+        found = await tenant.until(lambda: tenant.allocation("blue", "pod", KEY))
+    assert found["ip_addresses"] == ["192.168.0.50/16", "fd00:10::50/64"]
+    assert found["mac_address"] == "02:03:04:05:06:07"
+    tenant.kube.vanish(PODS, "pod", "blue")
+    tenant.launcher(vmi, "next")
+    async with tenant.controller():
+        again = await tenant.until(lambda: tenant.allocation("blue", "next", KEY))
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"addresses": ["192.168.0.3", "fd00:10::99"]}, "IPAddressConflict"),
+        ({"mac": "0a:58:c0:a8:00:03"}, "MACAddressConflict"),
+        ({"addresses": ["192.168.0.77"]}, "InternalError"),
+        ({"addresses": ["192.168.0.1", "fd00:10::99"]}, "InternalError"),
+    ],
+)
+async def test_why_a_claim_is_not_filled(tenant: Any, request_: Any, reason: str) -> None:
+    tenant.vm("blue", "first")
+    async with tenant.controller():
+        await tenant.until(lambda: tenant.claim_ips("blue", "first.happy"))
+        vmi = tenant.vmi(tenant.vm("blue", "second", **request_))
+        tenant.launcher(vmi, "pod")
+        condition = await tenant.until(lambda: ready(tenant, "second.happy"))
+        assert (condition["status"], condition["reason"]) == ("False", reason)
+        await tenant.told("ErrorAllocatingPod", condition["message"])
+        if reason.endswith("Conflict"):
+            tenant.kube.vanish(VMS, "first", "blue")
+            await tenant.until(lambda: tenant.allocation("blue", "pod", KEY))
+
+
+async def test_an_exhausted_subnet(world: Any) -> None:
+    world.namespace("blue")
+    world.cudn("happy-tenant", "blue", subnets=["10.20.0.0/29"])
+    for number in range(4):
+        world.vm("blue", f"vm-{number}")
+    async with world.controller():
+        for number in range(4):
+            await world.until(lambda number=number: world.claim_ips("blue", f"vm-{number}.happy"))
+        world.vm("blue", "late")
+        condition = await world.until(lambda: ready(world, "late.happy"))
+        assert condition["reason"] == "SubnetExhausted"
+        world.kube.vanish(VMS, "vm-1", "blue")
+        await world.until(lambda: world.claim_ips("blue", "late.happy"))
+        assert ready(world, "late.happy")["status"] == "True"
+
+
+async def test_somebody_elses_claim_is_an_error(tenant: Any) -> None:
+    tenant.kube.seed(
+        CLAIMS,
+        {
+            "metadata": {
+                "name": "blue.happy",
+                "namespace": "blue",
+                "ownerReferences": [{"kind": "VirtualMachine", "name": "other", "uid": "x", "controller": True}],
+            },
+            "spec": {"network": "cluster_udn_happy-tenant", "interface": ""},
+            "status": {"ips": ["192.168.0.9/16", "fd00:10::9/64"]},
+        },
+    )
+    tenant.kube.seed(VMS, {"metadata": {"name": "other", "namespace": "blue", "uid": "x"}, "spec": {}})
+    vmi = tenant.vmi(tenant.vm("blue", "blue"))
+    tenant.launcher(vmi, "pod")
+    async with tenant.controller() as controller:
+        event = await tenant.until(lambda: next(iter(tenant.events("ErrorClaimingAddresses")), None))
+        assert "belongs to VirtualMachine other" in event["message"]
+        await tenant.told("ErrorAllocatingPod", "belongs to VirtualMachine other")
+        await tenant.settled(controller)
+        assert tenant.allocation("blue", "pod", KEY) is None
+
+
+async def test_claims_that_ipam_extensions_made_are_used(tenant: Any) -> None:
+    """As recorded in A-vm-start: made for the VMI, owned by the VM, without a status."""
+    vm = tenant.vm("blue", "blue")
+    vmi = tenant.vmi(vm)
+    owner = {**vmi["metadata"]["ownerReferences"][0], "blockOwnerDeletion": True}
+    metadata = {
+        "name": "blue.happy",
+        "namespace": "blue",
+        "labels": {"kubevirt.io/vm": "blue"},
+        "finalizers": ["kubevirt.io/persistent-ipam"],
+        "ownerReferences": [owner],
+    }
+    spec = {"network": "cluster_udn_happy-tenant", "interface": ""}
+    made = tenant.kube.seed(CLAIMS, {"metadata": metadata, "spec": spec})
+    tenant.launcher(vmi, "pod", claim=True)
+    async with tenant.controller():
+        found = await tenant.until(lambda: tenant.allocation("blue", "pod", KEY))
+    claim = tenant.claim("blue", "blue.happy")
+    assert claim["metadata"]["uid"] == made["metadata"]["uid"]
+    assert claim["status"]["ips"] == found["ip_addresses"]
+
+
+async def test_a_claim_without_an_owner_is_filled_when_a_pod_asks(tenant: Any) -> None:
+    spec = {"network": "cluster_udn_happy-tenant", "interface": ""}
+    tenant.kube.seed(CLAIMS, {"metadata": {"name": "mine", "namespace": "blue"}, "spec": spec})
+    request = [{"name": "default", "ips": ["192.168.9.9/16", "fd00:10::9/64"], "ipam-claim-reference": "mine"}]
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.nad("blue", "happy-tenant"))
+        await tenant.settled(controller)
+        assert not tenant.claim_ips("blue", "mine")
+        annotations = {
+            names.DEFAULT_NETWORK_ANNOTATION: json.dumps(request),
+            names.PRIMARY_CLAIM_ANNOTATION: "mine",
+        }
+        tenant.pod("blue", "pod", annotations=annotations)
+        found = await tenant.until(lambda: tenant.allocation("blue", "pod", KEY))
+    assert found["ip_addresses"] == tenant.claim_ips("blue", "mine") == ["192.168.9.9/16", "fd00:10::9/64"]
+
+
+async def test_a_machine_that_came_before_its_network(world: Any) -> None:
+    world.namespace("blue")
+    vmi = world.vmi(world.vm("blue", "blue"))
+    world.launcher(vmi, "pod")
+    async with world.controller():
+        await world.until(lambda: world.events("ErrorAllocatingPod"))
+        world.cudn("happy-tenant", "blue")
+        await world.until(lambda: world.allocation("blue", "pod", KEY))
+
+
+async def test_no_claim_where_addresses_are_not_persistent(world: Any) -> None:
+    world.namespace("blue")
+    world.udn("blue", "tenant")
+    vmi = world.vmi(world.vm("blue", "blue"))
+    world.launcher(vmi, "pod")
+    async with world.controller():
+        await world.until(lambda: world.allocation("blue", "pod", "blue/tenant"))
+    assert world.claim("blue", "blue.happy") is None
+
+
+def test_a_long_name_does_not_break_the_label() -> None:
+    name = "a" * 70
+    assert vm_label("a" * 63) == "a" * 63
+    assert len(vm_label(name)) == 63
+    assert vm_label(name) != vm_label("a" * 71)

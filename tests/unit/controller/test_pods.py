@@ -1,0 +1,194 @@
+import json
+from typing import Any
+
+import pytest
+
+from vmnet import metrics
+from vmnet.kube.api import CUDNS, PODS, UDNS
+from vmnet.model import names
+
+
+def used(network: str) -> float:
+    return metrics.ADDRESSES_USED.labels(network, "ipv4")._value.get()
+
+
+async def test_a_single_stack_entry_has_the_singular_forms(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.pod("red", "web-0")
+    async with world.controller():
+        found = await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+    assert found == {
+        "ip_addresses": ["10.20.0.3/24"],
+        "ip_address": "10.20.0.3/24",
+        "mac_address": "0a:58:0a:14:00:03",
+        "gateway_ips": ["10.20.0.1"],
+        "gateway_ip": "10.20.0.1",
+        "role": "primary",
+    }
+
+
+async def test_other_entries_of_the_annotation_stay(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    default = {"role": "infrastructure-locked"}
+    world.pod("red", "web-0", annotations={names.POD_NETWORKS_ANNOTATION: json.dumps({"default": default})})
+    async with world.controller():
+        await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+    assert world.allocation("red", "web-0", "default") == default
+
+
+async def test_pods_outside_the_network_are_left_alone(world: Any) -> None:
+    world.namespace("plain", labelled=False)
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.pod("plain", "a")
+    item = world.pod("red", "host")
+    item["spec"]["hostNetwork"] = True
+    world.kube.seed(PODS, item)
+    world.finish(world.pod("red", "done"))
+    async with world.controller() as controller:
+        await world.until(lambda: world.condition(UDNS, "tenant", "NetworkReady", "red"))
+        await world.settled(controller)
+    for namespace, name in (("plain", "a"), ("red", "host"), ("red", "done")):
+        assert names.POD_NETWORKS_ANNOTATION not in (
+            world.kube.peek(PODS, name, namespace)["metadata"].get("annotations") or {}
+        )
+    assert not world.events("ErrorAllocatingPod")
+
+
+async def test_a_pod_waits_for_its_network_with_an_event(world: Any) -> None:
+    world.namespace("red")
+    world.pod("red", "web-0")
+    async with world.controller():
+        event = await world.until(lambda: next(iter(world.events("ErrorAllocatingPod")), None))
+        assert event["involvedObject"]["name"] == "web-0"
+        assert "red" in event["message"]
+        world.udn("red", "tenant")
+        await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+
+
+async def test_an_exhausted_subnet_recovers_when_a_pod_goes(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant", subnets=["10.20.0.0/29"])
+    for number in range(4):
+        world.pod("red", f"web-{number}")
+    async with world.controller() as controller:
+        for number in range(4):
+            await world.until(lambda number=number: world.allocation("red", f"web-{number}", "red/tenant"))
+        world.pod("red", "late")
+        await world.told("ErrorAllocatingPod", "subnet 10.20.0.0/29 has no free address")
+        await world.settled(controller)
+        assert used("red_tenant") == 4
+        gone = world.allocation("red", "web-2", "red/tenant")["ip_addresses"]
+        world.kube.vanish(PODS, "web-2", "red")
+        late = await world.until(lambda: world.allocation("red", "late", "red/tenant"))
+    assert late["ip_addresses"] == gone
+
+
+async def test_a_finished_pod_gives_its_address_back(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "done", subnets=["10.20.0.0/29"])
+    pod = world.pod("red", "job")
+    async with world.controller() as controller:
+        await world.until(lambda: world.allocation("red", "job", "red/done"))
+        world.finish(pod, "Failed")
+        await world.until(lambda: used("red_done") == 0)
+        await world.settled(controller)
+    assert metrics.ADDRESSES_CAPACITY.labels("red_done", "ipv4")._value.get() == 4
+
+
+async def test_a_successor_of_the_same_name_is_another_pod(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.pod("red", "web-0")
+    async with world.controller():
+        first = await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+        world.kube.vanish(PODS, "web-0", "red")
+        world.pod("red", "web-0")
+        second = await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+        await world.until(lambda: used("red_tenant") == 1)
+    assert first["ip_addresses"] != second["ip_addresses"]
+
+
+async def test_a_restart_takes_over_what_is_written_on_pods(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.pod("red", "web-0")
+    async with world.controller():
+        first = await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+    world.pod("red", "a-new-one-that-sorts-first")
+    async with world.controller() as controller:
+        new = await world.until(lambda: world.allocation("red", "a-new-one-that-sorts-first", "red/tenant"))
+        assert new["ip_addresses"] == ["10.20.0.4/24"]
+        assert world.allocation("red", "web-0", "red/tenant") == first
+        world.kube.vanish(PODS, "web-0", "red")
+        await world.settled(controller)
+        await world.until(lambda: used("red_tenant") == 1)
+
+
+async def test_a_static_request_of_a_plain_pod(world: Any) -> None:
+    world.namespace("red")
+    world.cudn("tenant", "red")
+    request = [
+        {
+            "name": "default",
+            "namespace": "ovn-kubernetes",
+            "ips": ["192.168.0.50/16", "fd00:10::50/64"],
+            "mac": "02:03:04:05:06:07",
+        }
+    ]
+    world.pod("red", "web-0", annotations={names.DEFAULT_NETWORK_ANNOTATION: json.dumps(request)})
+    async with world.controller():
+        found = await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+    assert found["ip_addresses"] == ["192.168.0.50/16", "fd00:10::50/64"]
+    assert found["mac_address"] == "02:03:04:05:06:07"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ('[{"name":"default","ips":["10.20.0.1/24"]}]', "10.20.0.1 of subnet 10.20.0.0/24 is kept"),
+        ('[{"name":"default","ips":["10.99.0.5/24"]}]', "10.99.0.5 is not in subnet"),
+        ('[{"name":"default","ips":["fd00::5/64"]}]', "has no IPv6 subnet"),
+        ('[{"name":"default","mac":"nonsense"}]', "'nonsense' is not a MAC address"),
+        ("[{", "is not JSON"),
+        ("[]", "must be a list of one element"),
+    ],
+)
+async def test_a_bad_request_is_an_event_that_says_why(world: Any, annotation: str, message: str) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.pod("red", "web-0", annotations={names.DEFAULT_NETWORK_ANNOTATION: annotation})
+    async with world.controller():
+        await world.told("ErrorAllocatingPod", message)
+
+
+async def test_an_address_that_is_taken_is_given_when_it_comes_free(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    request = json.dumps([{"name": "default", "ips": ["10.20.0.3/24"]}])
+    world.pod("red", "first")
+    async with world.controller():
+        await world.until(lambda: world.allocation("red", "first", "red/tenant"))
+        world.pod("red", "second", annotations={names.DEFAULT_NETWORK_ANNOTATION: request})
+        await world.told("ErrorAllocatingPod", "10.20.0.3 is in use by pod red/first")
+        world.kube.vanish(PODS, "first", "red")
+        await world.until(lambda: world.allocation("red", "second", "red/tenant"))
+
+
+async def test_pods_of_one_network_in_two_namespaces_share_its_addresses(world: Any) -> None:
+    for namespace in ("red", "blue"):
+        world.namespace(namespace)
+        for number in range(3):
+            world.pod(namespace, f"web-{number}")
+    world.cudn("tenant", "red", "blue")
+    async with world.controller():
+        found = [
+            await world.until(lambda ns=ns, n=n: world.allocation(ns, f"web-{n}", f"{ns}/tenant"))
+            for ns in ("red", "blue")
+            for n in range(3)
+        ]
+        assert world.condition(CUDNS, "tenant", "NetworkReady")["status"] == "True"
+    assert len({item["ip_addresses"][0] for item in found}) == 6
+    assert len({item["mac_address"] for item in found}) == 6
