@@ -15,7 +15,7 @@ import socket
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_interface, ip_network
@@ -25,15 +25,19 @@ from typing import Any, TypeVar
 import pytest
 
 from vmnet import metrics
+from vmnet.agent import dhcp
 from vmnet.agent.announcer import Announcer
 from vmnet.agent.guests import GuestServices
-from vmnet.announce.announcement import Kind
+from vmnet.announce.announcement import Kind, announcements
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.model import names
+from vmnet.model.addresses import link_local
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
 from vmnet.model.names import MacAddress, NetworkId
 from vmnet.model.network import Network
-from vmnet.wire import arp, ndp
+from vmnet.wire import arp, datagram, dhcp4, dhcp6, ndp
+from vmnet.wire.datagram import Datagram
+from vmnet.wire.lease import lease_of
 from vmnet.wire.malformed import Malformed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
@@ -157,9 +161,8 @@ def namespaces() -> Iterator[Callable[[str], str]]:
         yield make
 
 
-@pytest.fixture
-def rig(namespaces: Callable[[str], str], tmp_path: Path) -> Rig:
-    number = random.randrange(1 << 22, names.MAX_NETWORK_ID)
+def example(number: int) -> tuple[Network, Endpoint]:
+    """A dual-stack network and a machine on it."""
     network = Network(
         f"cluster_udn_{number}",
         NetworkId(number),
@@ -173,6 +176,13 @@ def rig(namespaces: Callable[[str], str], tmp_path: Path) -> Rig:
         addresses=(ip_interface("192.168.0.5/16"), ip_interface("fd00:7::5/64")),
         machine=MachineReference("red-ns", "red"),
     )
+    return network, endpoint
+
+
+@pytest.fixture
+def rig(namespaces: Callable[[str], str], tmp_path: Path) -> Rig:
+    number = random.randrange(1 << 22, names.MAX_NETWORK_ID)
+    network, endpoint = example(number)
     make_node(namespaces, network)
     guest = namespaces(f"vmg-{number}")
     for key in ("all", "default"):
@@ -416,11 +426,25 @@ async def test_the_kernel_finds_one_router_and_makes_no_address(rig: Rig, servic
     check_with_tshark(rig.scratch, frame)
 
 
+def capture_file(path: Path, frames: Sequence[bytes]) -> Path:
+    """A pcap file (libpcap's classic format, Ethernet)."""
+    parts = [struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)]
+    parts += [struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame for frame in frames]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def dissected(path: Path, *fields: str) -> list[list[str]]:
+    """What tshark reads, a list of values for each frame; checksums are verified."""
+    arguments = ["tshark", "-r", str(path), "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE"]
+    arguments += ["-T", "fields", *(part for field in fields for part in ("-e", field))]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout
+    flags = {"True": "1", "False": "0"}
+    return [[flags.get(value, value) for value in line.split("\t")] for line in output.splitlines()]
+
+
 def check_with_tshark(scratch: Path, frame: bytes) -> None:
     """An independent dissector reads the advertisement as meant, its checksum included."""
-    path = scratch / "ra.pcap"
-    header = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
-    path.write_bytes(header + struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame)
     wanted = {
         "icmpv6.checksum.status": "1",
         "icmpv6.nd.ra.flag.m": "1",
@@ -431,13 +455,43 @@ def check_with_tshark(scratch: Path, frame: bytes) -> None:
         "icmpv6.opt.dnssl": ",".join(SEARCH),
         "ipv6.src": "fe80::1",
         "ipv6.hlim": "255",
+        "_ws.malformed": "",
     }
-    arguments = ["tshark", "-r", str(path), "-T", "fields"]
-    for field in (*wanted, "_ws.malformed"):
-        arguments += ["-e", field]
-    found = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout.rstrip("\n")
-    flags = {"True": "1", "False": "0"}
-    assert [flags.get(value, value) for value in found.split("\t")] == [*wanted.values(), ""]
+    assert dissected(capture_file(scratch / "ra.pcap", [frame]), *wanted) == [list(wanted.values())]
+
+
+async def test_tshark_finds_nothing_wrong_with_any_frame(tmp_path: Path) -> None:
+    network, endpoint = example(9)
+    lease = lease_of(network, endpoint, MTU, "cluster.local")
+    leases = {endpoint.mac: lease}
+    everyone = MacAddress("ff:ff:ff:ff:ff:ff")
+    discover = dhcp4.encode(dhcp4.Message(dhcp4.MessageType.DISCOVER, 1, endpoint.mac))
+    reboot = dhcp4.Message(
+        dhcp4.MessageType.REQUEST, 1, endpoint.mac, options={dhcp4.Option.REQUESTED_ADDRESS: bytes([10, 0, 0, 1])}
+    )
+    associations = tuple(
+        dhcp6.Association(kind, 1) for kind in (dhcp6.Option.IA_NA, dhcp6.Option.IA_TA, dhcp6.Option.IA_PD)
+    )
+    solicit = dhcp6.Message(
+        dhcp6.MessageType.SOLICIT, 1, b"\0\3\0\1abcdef", associations=associations, fqdn=dhcp6.Fqdn("red")
+    )
+    questions = [
+        Datagram(endpoint.mac, everyone, dhcp4.UNSPECIFIED, dhcp4.LIMITED_BROADCAST, 68, 67, discover),
+        Datagram(endpoint.mac, everyone, dhcp4.UNSPECIFIED, dhcp4.LIMITED_BROADCAST, 68, 67, dhcp4.encode(reboot)),
+        Datagram(endpoint.mac, everyone, link_local(endpoint.mac), dhcp6.ALL_SERVERS, 546, 547, dhcp6.encode(solicit)),
+    ]
+    answers = [dhcp.answer(datagram.encode(question), leases, network.name) for question in questions]
+    frames = [*(frame for frame in answers if frame), *(item.frame for item in announcements(lease))]
+    assert len(frames) == 3 + 11
+    sums = ("ip.checksum.status", "udp.checksum.status", "icmpv6.checksum.status")
+    read = dissected(capture_file(tmp_path / "all.pcap", frames), "_ws.malformed", "_ws.expert.severity", *sums)
+    assert len(read) == len(frames)
+    for malformed, severity, *status in read:
+        assert malformed == ""
+        assert not severity or max(map(int, severity.split(","))) < 0x600000, "no warnings, no errors"
+        assert set(status) <= {"", "1"}, "every checksum is good"
+    named = dissected(tmp_path / "all.pcap", "dhcp.option.hostname")
+    assert named[0] == ["red"]
 
 
 async def test_a_pod_is_not_advertised_to(rig: Rig, kernel: LinuxKernel) -> None:
