@@ -158,12 +158,12 @@ class ServiceAddresses:
 
     def _free(self, network: Network) -> str | None:
         size = min(network.num_addresses - 2, 1 << 16)
-        low = _RESERVED if size > 4 * _RESERVED else 2
+        low = _RESERVED if size > 4 * _RESERVED else 1
         for _ in range(64):
             candidate = str(network.network_address + self._random.randint(low, size))
             if candidate not in self._taken:
                 return candidate
-        for offset in (*range(low, size + 1), *range(2, low)):
+        for offset in (*range(low, size + 1), *range(1, low)):
             candidate = str(network.network_address + offset)
             if candidate not in self._taken:
                 return candidate
