@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 from vmnet.agent import facts
 from vmnet.agent.cluster import Cluster
+from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.networks import Networks, NotReady
-from vmnet.agent.staging import Staging
 from vmnet.cni import call, result
 from vmnet.cni.call import Answer
 from vmnet.cni.errors import CniError, Code
@@ -17,8 +18,10 @@ from vmnet.cni.result import ResultAddress, ResultInterface
 from vmnet.kernel.api import KernelError
 from vmnet.kube.api import PODS, Kube, KubeError, NotFound
 from vmnet.model import names
+from vmnet.model.addresses import IPAddress, IPInterface, address, interface
 from vmnet.model.endpoint import Endpoint, PodReference, PortState
 from vmnet.model.network import Network
+from vmnet.plan.network import PodInterface
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +37,13 @@ class Attachments:
         kube: Kube,
         cluster: Cluster,
         networks: Networks,
-        staging: Staging,
+        cut_overs: CutOvers,
         synced: asyncio.Event,
     ) -> None:
         self._kube = kube
         self._cluster = cluster
         self._networks = networks
-        self._staging = staging
+        self._cut_overs = cut_overs
         self._synced = synced
 
     async def handle(self, request: Request) -> Answer:
@@ -75,13 +78,18 @@ class Attachments:
         network = found.network
         state = PortState.ACTIVE if self._cluster.is_live(endpoint) else PortState.STANDBY
         try:
-            mtu = await self._networks.attach(network, endpoint, state, request.netns, request.container_id)
-            await self._staging.staged(network, mtu, endpoint, state)
+            inside = PodInterface(
+                request.netns, request.container_id, _default_addresses(request.previous_result or {})
+            )
+            mtu = await self._networks.attach(network, endpoint, state, inside)
+            await self._cut_overs.stage(network, mtu, endpoint, state)
         except NotReady as error:
             raise CniError(Code.TRY_AGAIN_LATER, f"pod {key}: {error}") from error
         except KernelError as error:
             raise CniError(Code.INTERNAL, f"pod {key} on network {network.name}: {error}", repr(error.op)) from error
-        answer = result.extend(request.previous_result, _interface(network, endpoint, request.netns, mtu), request.version)
+        answer = result.extend(
+            request.previous_result, _interface(network, endpoint, request.netns, mtu), request.version
+        )
         await self._tell(endpoint, found.key, answer)
         return call.success(answer)
 
@@ -108,7 +116,7 @@ class Attachments:
     async def _delete(self, request: Request) -> Answer:
         """Always succeeds: a later GC, or the next look at the network, finds what is left."""
         try:
-            await self._networks.detach(request.container_id, request.pod)
+            await self._networks.detach(request.container_id)
         except (KernelError, NotReady) as error:
             log.warning("DEL of container %s: %s", request.container_id, error)
         return call.success()
@@ -144,7 +152,9 @@ class Attachments:
                 endpoint.pod.namespace,
             )
         except NotFound:
-            raise CniError(Code.UNKNOWN_CONTAINER, f"pod {endpoint.pod.namespace}/{endpoint.pod.name} is gone") from None
+            raise CniError(
+                Code.UNKNOWN_CONTAINER, f"pod {endpoint.pod.namespace}/{endpoint.pod.name} is gone"
+            ) from None
         except KubeError as error:
             raise CniError(Code.TRY_AGAIN_LATER, f"cannot write {names.NETWORK_STATUS_ANNOTATION}: {error}") from error
 
@@ -152,17 +162,16 @@ class Attachments:
 def network_status(endpoint: Endpoint, attachment: str, answer: dict[str, Any], default: list[str]) -> str:
     """``k8s.v1.cni.cncf.io/network-status``: eth0 first, then the primary interface with ``"default": true``."""
     entries: list[dict[str, Any]] = []
-    for interface in answer["interfaces"]:
-        if interface.get("name") == names.DEFAULT_INTERFACE and interface.get("sandbox"):
-            entries.append(
-                {
-                    "name": "default",
-                    "interface": str(names.DEFAULT_INTERFACE),
-                    "ips": [text.split("/")[0] for text in default],
-                    "mac": interface.get("mac", ""),
-                    "dns": {},
-                }
-            )
+    if default:
+        entries.append(
+            {
+                "name": "default",
+                "interface": str(names.DEFAULT_INTERFACE),
+                "ips": [text.split("/")[0] for text in default],
+                "mac": _default_mac(answer),
+                "dns": {},
+            }
+        )
     entries.append(
         {
             "name": attachment,
@@ -177,16 +186,33 @@ def network_status(endpoint: Endpoint, attachment: str, answer: dict[str, Any], 
 
 
 def _default_entry(addresses: list[str], answer: dict[str, Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"ip_addresses": addresses, "role": "infrastructure-locked"}
-    if len(addresses) == 1:
-        entry["ip_address"] = addresses[0]
-    for interface in answer["interfaces"]:
-        if interface.get("name") == names.DEFAULT_INTERFACE and interface.get("sandbox"):
-            entry["mac_address"] = interface.get("mac", "")
-    return entry
+    entry: dict[str, Any] = {
+        "ip_addresses": addresses,
+        "mac_address": _default_mac(answer),
+        "role": "infrastructure-locked",
+    }
+    return {**entry, "ip_address": addresses[0]} if len(addresses) == 1 else entry
 
 
-def _is_default(item: dict[str, Any], interfaces: list[dict[str, Any]]) -> bool:
+def _default_mac(answer: dict[str, Any]) -> str:
+    for item in answer["interfaces"]:
+        if item.get("name") == names.DEFAULT_INTERFACE and item.get("sandbox"):
+            return str(item.get("mac", ""))
+    return ""
+
+
+def _default_addresses(previous: Mapping[str, Any]) -> tuple[tuple[IPInterface, IPAddress | None], ...]:
+    """eth0's addresses in the previous plugin's result, each with its gateway."""
+    interfaces = previous.get("interfaces") or []
+    found: list[tuple[IPInterface, IPAddress | None]] = []
+    for item in previous.get("ips") or []:
+        if not interfaces or _is_default(item, interfaces):
+            gateway = item.get("gateway")
+            found.append((interface(item["address"]), address(gateway) if gateway else None))
+    return tuple(found)
+
+
+def _is_default(item: Mapping[str, Any], interfaces: list[dict[str, Any]]) -> bool:
     index = item.get("interface")
     return isinstance(index, int) and interfaces[index].get("name") == names.DEFAULT_INTERFACE
 
@@ -197,7 +223,5 @@ def _interface(network: Network, endpoint: Endpoint, netns: str, mtu: int) -> Re
         mac=str(endpoint.mac),
         sandbox=netns,
         mtu=mtu,
-        addresses=tuple(
-            ResultAddress(address, network.gateway_for(address.version)) for address in endpoint.addresses
-        ),
+        addresses=tuple(ResultAddress(found, network.gateway_for(found.version)) for found in endpoint.addresses),
     )

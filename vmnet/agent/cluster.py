@@ -134,6 +134,16 @@ class Cluster:
         """True when no migration of the machine is under way."""
         return facts.settled(self.machine_pods(reference), self.machine(reference))
 
+    def certain(self, endpoint: Endpoint) -> bool:
+        """True when the API's word on where this endpoint is may overrule what the kernel saw.
+
+        Not while its machine migrates, and not while a watch is broken: the store may be older than the move.
+        """
+        if endpoint.machine is None:
+            return True
+        healthy = self._stores.pods.failure is None and self._stores.machines.failure is None
+        return healthy and self.settled(endpoint.machine)
+
     def is_target(self, endpoint: Endpoint) -> bool:
         """Whether the machine's present migration goes to this endpoint's pod."""
         return endpoint.machine is not None and facts.is_target(endpoint.pod.name, self.machine(endpoint.machine))

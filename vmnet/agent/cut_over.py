@@ -11,7 +11,6 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -57,9 +56,7 @@ class _Staged:
 class CutOvers:
     """Standby ports of this node, and the machines that leave it."""
 
-    def __init__(
-        self, kernel: Kernel, kube: Kube, cluster: Cluster, networks: Networks, announcer: Announcer
-    ) -> None:
+    def __init__(self, kernel: Kernel, kube: Kube, cluster: Cluster, networks: Networks, announcer: Announcer) -> None:
         self._kernel = kernel
         self._kube = kube
         self._cluster = cluster
@@ -237,5 +234,5 @@ def _time(ancillary: list[tuple[int, int, bytes]]) -> float:
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
             seconds, nanoseconds = _TIMESPEC.unpack_from(data)
-            return float(seconds) + nanoseconds / 1e9
+            return float(seconds + nanoseconds / 1e9)
     return time.time()

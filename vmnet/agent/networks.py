@@ -2,30 +2,32 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 from vmnet.agent.cluster import Cluster
-from vmnet.kernel.api import Kernel
-from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
+from vmnet.kernel.api import Kernel, KernelError
+from vmnet.model import names
+from vmnet.model.endpoint import Endpoint, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NetworkId
 from vmnet.model.network import Network
+from vmnet.plan import firewall, ops
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
-from vmnet.plan import pod as pod_plan
-from vmnet.plan.state import NetworkState, NodeState
+from vmnet.plan.network import PodInterface
+from vmnet.plan.state import NetworkState
 
 log = logging.getLogger(__name__)
-
-APPLY_TIMEOUT: Final = 60.0
-"""Seconds for one network's operations; 10,000 endpoints take a few."""
 
 
 class NetworkService(Protocol):
     """Something that runs inside a network's namespace while the network is on this node (DHCP and RA, DNS)."""
 
-    async def follow(self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]) -> None:
-        """Serve a network's endpoints: those of this node, and all of them."""
+    async def follow(
+        self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
+    ) -> None:
+        """Serve a network's endpoints: those of this node, and all of them. Raises KernelError."""
         ...
 
     async def leave(self, network_id: NetworkId) -> None:
@@ -37,27 +39,260 @@ class NotReady(Exception):
     """The API does not know yet what is needed (this node's address, the network). Retryable."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A port as the kernel's gate has it now. ``open``: it carries frames."""
+
+    open: bool
+    standby: bool
+
+
 class Networks:
-    """All networks of this node; one network is rendered by one task at a time."""
+    """All networks of this node; one network is worked on by one task at a time."""
 
     def __init__(
-        self, kernel: Kernel, cluster: Cluster, node_name: str, services: tuple[NetworkService, ...]
+        self,
+        kernel: Kernel,
+        cluster: Cluster,
+        node_name: str,
+        services: tuple[NetworkService, ...],
+        on_detached: Callable[[Endpoint], None],
     ) -> None:
+        self.node_name = node_name
         self._kernel = kernel
         self._cluster = cluster
-        self._node_name = node_name
         self._services = services
+        self._on_detached = on_detached
         self._locks: dict[str, asyncio.Lock] = {}
-        self._attaching: dict[InterfaceName, LocalPort] = {}
+        self._joins: dict[NetworkId, Join] = {}
         self._rendered: dict[str, Network] = {}
+        self._ports: dict[InterfaceName, Endpoint] = {}
+        self._mtus: dict[NetworkId, int] = {}
 
     def rendered(self) -> tuple[Network, ...]:
         """Networks that are on this node now."""
         return tuple(self._rendered.values())
 
+    def mtu(self, network: Network) -> int:
+        """MTU of a rendered network on this node. Raises KeyError when it is not rendered."""
+        return self._mtus[network.id]
+
     def this_node(self) -> Node:
         """This node as the fabric sees it. Raises NotReady."""
-        node = self._cluster.node(self._node_name)
+        node = self._cluster.node(self.node_name)
         if node is None:
-            raise NotReady(f"node {self._node_name} has no InternalIP in the API yet")
+            raise NotReady(f"node {self.node_name} has no InternalIP in the API yet")
         return node
+
+    async def prepare_node(self) -> None:
+        """Forwarding and address translation of the node's own namespace; adopts what is there."""
+        await self._kernel.apply(node_plan.plan(await self._kernel.observe_node()))
+
+    async def adopt(self) -> tuple[Endpoint, ...]:
+        """Take over the networks that an earlier agent rendered, and remove those that nothing here needs.
+
+        Returns the endpoints whose ports exist. Call it once the stores are in step.
+        """
+        state = await self._kernel.observe_node()
+        known = {found.namespace: found for found in map(self._network, self._cluster.networks()) if found is not None}
+        for namespace in sorted(state.namespaces):
+            network = known.get(namespace)
+            if network is None:
+                log.info("removing %s: its network is gone", namespace)
+                await self._kernel.apply(network_plan.remove(NetworkId(int(namespace.removeprefix("vmnet-")))))
+            else:
+                await self.render(network.name)
+        return tuple(self._ports.values())
+
+    async def render(self, name: str) -> None:
+        """Bring this node in step with the API for one network. Raises KernelError, NotReady."""
+        async with self._lock(name):
+            network = self._network(name) or self._rendered.get(name)
+            if network is None:
+                return
+            observed = await self._kernel.observe_network(network.namespace)
+            if observed is None:
+                if name in self._rendered:
+                    await self._leave(network)
+                return
+            desired = await self._desired(network, observed)
+            gone = [link.name for link in observed.ports() if link.name not in {p.endpoint.port for p in desired.ports}]
+            if not desired.ports:
+                await self._leave(network)
+                await self._kernel.apply(network_plan.remove(network.id))
+            else:
+                await self._kernel.apply(network_plan.plan(desired, observed))
+                await self._follow(desired)
+            for port in gone:
+                self._forget(port)
+
+    async def attach(self, network: Network, endpoint: Endpoint, state: PortState, pod: PodInterface) -> int:
+        """Give a pod its interface; everything it needs on this node is there when this returns. Returns the MTU.
+
+        Raises KernelError, NotReady.
+        """
+        async with self._lock(network.name):
+            port = LocalPort(endpoint, state)
+            observed = await self._kernel.observe_network(network.namespace)
+            if observed is None:
+                observed = NetworkState(network.namespace)
+                desired = await self._desired(network, observed, joining=port)
+                await self._kernel.apply(network_plan.plan(desired, None))
+            else:
+                desired = await self._desired(network, observed, joining=port)
+                await self._kernel.apply(network_plan.plan(desired, observed))
+            self._ports[endpoint.port] = endpoint
+            try:
+                await self._kernel.apply(network_plan.attach(desired, port, pod, observed))
+                await self._follow(desired)
+            except (KernelError, asyncio.CancelledError):
+                # The runtime will ask again, or send DEL; a half-made port must not stay bound meanwhile.
+                await asyncio.shield(self._undo(network, endpoint.port))
+                raise
+            return desired.mtu
+
+    async def detach(self, container: str) -> None:
+        """Remove what a container had, by its mark on the link. Raises KernelError."""
+        for namespace in sorted((await self._kernel.observe_node()).namespaces):
+            observed = await self._kernel.observe_network(namespace)
+            for link in observed.ports() if observed is not None else ():
+                if link.alias == container:
+                    await self._detach(namespace, link.name)
+
+    async def keep_only(self, containers: set[str]) -> int:
+        """Free every port whose container is not in the list; returns how many. Raises KernelError."""
+        freed = 0
+        for namespace in sorted((await self._kernel.observe_node()).namespaces):
+            observed = await self._kernel.observe_network(namespace)
+            for link in observed.ports() if observed is not None else ():
+                if link.alias not in containers:
+                    await self._detach(namespace, link.name)
+                    freed += 1
+        return freed
+
+    async def check(self, endpoint: Endpoint, netns: str) -> str | None:
+        """What is wrong with a pod's interface, None when all is as ADD left it. Raises KernelError."""
+        found = await self._kernel.observe_pod(netns, endpoint.interface)
+        network = self._network(endpoint.network)
+        observed = await self._kernel.observe_network(network.namespace) if network else None
+        link = observed.links.get(endpoint.port) if observed else None
+        if observed is None or link is None:
+            return f"port {endpoint.port} is not there"
+        if link.master != names.BRIDGE or not link.up:
+            return f"port {endpoint.port} is not up on {names.BRIDGE}"
+        if not set(firewall.chains_of(endpoint.port)) <= observed.chains:
+            return f"port {endpoint.port} is not bound"
+        # KubeVirt takes a VM's interface over, so a launcher pod keeps neither its name nor its addresses.
+        if endpoint.machine is None and (found is None or not set(endpoint.addresses) <= found.addresses):
+            return f"{endpoint.interface} lacks its addresses"
+        return None
+
+    # The gate
+
+    async def gate(self, network: Network, endpoint: Endpoint) -> Gate | None:
+        """How the kernel treats a port now; None when it is not there. Raises KernelError."""
+        observed = await self._kernel.observe_network(network.namespace)
+        if observed is None or endpoint.port not in observed.links:
+            return None
+        standby = endpoint.port in observed.standby
+        closed = (standby and endpoint.port not in observed.open) or endpoint.mac in observed.moved
+        return Gate(open=not closed, standby=standby)
+
+    async def open(self, network: Network, endpoint: Endpoint) -> None:
+        """Do what the guest's RARP does, for a guest that said nothing. Raises KernelError."""
+        script = firewall.open_script(endpoint.port) + firewall.not_moved_script(endpoint.mac)
+        await self._kernel.apply(
+            (ops.LoadFirewall(network.namespace, script), *network_plan.repoint_local(network.namespace, endpoint))
+        )
+
+    async def reassert(self, network: Network, endpoint: Endpoint) -> None:
+        """Write down where the guest's frame has put the machine: learned entries age. Raises KernelError."""
+        await self._kernel.apply(network_plan.repoint_local(network.namespace, endpoint))
+
+    async def close_moved(self, network: Network, endpoint: Endpoint) -> None:
+        """The machine runs on another node: close its port here and send its frames there. Raises KernelError."""
+        found: list[ops.Op] = [ops.LoadFirewall(network.namespace, firewall.moved_script(endpoint.mac))]
+        for other in self._cluster.live_endpoints(network.name):
+            node = self._cluster.node(other.node)
+            if other.mac == endpoint.mac and other.node != self.node_name and node is not None:
+                found += network_plan.repoint_remote(network.namespace, RemoteEndpoint(other, node.address))
+        await self._kernel.apply(found)
+
+    # Inside
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _network(self, name: str) -> Network | None:
+        found = self._cluster.attachment_of(name)
+        return found.network if found else None
+
+    async def _desired(self, network: Network, observed: NetworkState, joining: LocalPort | None = None) -> NodeNetwork:
+        """What the API wants here: ports that exist (or join now) and whose pods live, everyone else, their nodes."""
+        node = self.this_node()
+        everywhere = self._cluster.endpoints(network.name)
+        present = {link.name for link in observed.ports()}
+        ports = [LocalPort(found) for found in everywhere if found.node == node.name and found.port in present]
+        if joining is not None:
+            ports = [port for port in ports if port.endpoint.port != joining.endpoint.port] + [joining]
+        for port in ports:
+            self._ports[port.endpoint.port] = port.endpoint
+        remotes, peers = [], set()
+        for found in everywhere:
+            other = self._cluster.node(found.node)
+            if other is None or other.name == node.name:
+                continue
+            peers.add(other.address)
+            if self._cluster.is_live(found):
+                remotes.append(RemoteEndpoint(found, other.address, self._cluster.certain(found)))
+        state = await self._kernel.observe_node()
+        promised = frozenset(join.index for number, join in self._joins.items() if number != network.id)
+        join = self._joins.get(network.id) or node_plan.allocate_join(state, network.id, promised)
+        self._joins[network.id] = join
+        return NodeNetwork(
+            network=network,
+            node=node,
+            mtu=network.effective_mtu(state.mtu, node.address.version),
+            join=join,
+            ports=tuple(ports),
+            remotes=tuple(remotes),
+            peers=tuple(sorted(peers, key=str)),
+        )
+
+    async def _follow(self, desired: NodeNetwork) -> None:
+        self._rendered[desired.network.name] = desired.network
+        self._mtus[desired.network.id] = desired.mtu
+        local = tuple(port.endpoint for port in desired.ports)
+        everywhere = self._cluster.live_endpoints(desired.network.name)
+        for service in self._services:
+            await service.follow(desired.network, desired.mtu, local, everywhere)
+
+    async def _leave(self, network: Network) -> None:
+        for service in self._services:
+            await service.leave(network.id)
+        self._rendered.pop(network.name, None)
+        self._joins.pop(network.id, None)
+
+    async def _detach(self, namespace: names.NamespaceName, port: InterfaceName) -> None:
+        observed = await self._kernel.observe_network(namespace)
+        if observed is None:
+            return
+        await self._kernel.apply(network_plan.detach(namespace, port, observed))
+        endpoint = self._ports.get(port)
+        self._forget(port)
+        if endpoint is not None:
+            await self.render(endpoint.network)
+
+    async def _undo(self, network: Network, port: InterfaceName) -> None:
+        try:
+            observed = await self._kernel.observe_network(network.namespace)
+            if observed is not None:
+                await self._kernel.apply(network_plan.detach(network.namespace, port, observed))
+        except KernelError as error:
+            log.warning("port %s of %s is left for the next look: %s", port, network.name, error)
+        self._forget(port)
+
+    def _forget(self, port: InterfaceName) -> None:
+        endpoint = self._ports.pop(port, None)
+        if endpoint is not None:
+            self._on_detached(endpoint)

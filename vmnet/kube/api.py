@@ -218,6 +218,8 @@ class Informer(Protocol):
     resource: Resource
     synced: asyncio.Event
     """Set once the first list is in the store and its handlers have run."""
+    failure: KubeError | None
+    """Why the store may be behind; None while a watch is healthy."""
 
     def add_handler(self, handler: Handler) -> None:
         """Call ``handler`` on every change; objects already in the store are delivered at once."""

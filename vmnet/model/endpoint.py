@@ -96,6 +96,8 @@ class RemoteEndpoint:
 
     endpoint: Endpoint
     vtep: IPAddress
+    settled: bool = True
+    """False while a migration is under way: the machine's own frames move its FDB entry then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,13 +222,17 @@ def _fdb(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
             known.setdefault(entry.mac, set()).add(entry.vtep)
     present = {entry.mac for entry in state.fdb if entry.vtep is not None}
     wanted = set(local)
+    for port in desired.ports:
+        name, mac = port.endpoint.port, port.endpoint.mac
+        opened = name not in state.standby or name in state.open
+        asserted = any(entry.asserted and entry.interface == name and entry.mac == mac for entry in state.fdb)
+        if name in state.links and opened and mac not in state.moved and not asserted:
+            yield ops.SetFdb(namespace, name, mac)
     for remote in desired.remotes:
         mac = remote.endpoint.mac
         wanted.add(mac)
-        if mac in local and mac in present:
-            continue  # a migrating machine: its own frame moves the entry
-        if mac in state.moved and mac in present:
-            continue  # it has moved, and the API may be behind
+        if mac in present and (mac in local or not remote.settled):
+            continue  # a migrating machine: its own frame moves the entry, and the API may be behind
         if remote.vtep not in known.get(mac, ()):
             yield ops.SetFdb(namespace, names.VXLAN_L2, mac, remote.vtep)
     for entry in state.fdb:

@@ -35,11 +35,18 @@ def plan(observed: NodeState, pools: Sequence[IPv4Network | IPv6Network] = (JOIN
 
 
 def allocate_join(
-    observed: NodeState, network_id: NetworkId, ipv4: IPv4Network = JOIN_IPV4, ipv6: IPv6Network = JOIN_IPV6
+    observed: NodeState,
+    network_id: NetworkId,
+    promised: frozenset[int] = frozenset(),
+    ipv4: IPv4Network = JOIN_IPV4,
+    ipv6: IPv6Network = JOIN_IPV6,
 ) -> Join:
-    """The join of a network: the one it has, else the lowest free number. Raises JoinsExhausted."""
+    """The join of a network: the one it has, else the lowest number that is neither used nor ``promised`` to another.
+
+    Raises JoinsExhausted.
+    """
     name = names.join_interface(network_id)
-    taken = {
+    taken = set(promised) | {
         (int(state.ipv4.ip) - int(ipv4.network_address)) // 4
         for state in observed.joins.values()
         if state.ipv4 is not None and state.ipv4.ip in ipv4 and state.name != name

@@ -1,0 +1,148 @@
+"""One node's agent: the parts, and the loops that keep them in step with the API."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vmnet import metrics
+from vmnet.agent.announcer import Announcer
+from vmnet.agent.attachments import Attachments
+from vmnet.agent.cluster import Cluster, Stores
+from vmnet.agent.cni_server import CniServer
+from vmnet.agent.cut_over import CutOvers
+from vmnet.agent.guests import GuestServices
+from vmnet.agent.networks import Networks, NotReady
+from vmnet.agent.responder import Responders
+from vmnet.agent.services import AddressService, NameService
+from vmnet.kernel.api import Gone, Kernel
+from vmnet.kube.api import Kube, KubeError
+from vmnet.model.addresses import IPAddress
+from vmnet.model.endpoint import MachineReference, PortState
+from vmnet.runtime.queue import KeyedQueue, work
+from vmnet.runtime.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+RESYNC_SECONDS: Final = 300.0
+"""Every network is looked at again this often: what somebody changed by hand heals without an event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the administrator decides."""
+
+    node_name: str
+    cluster_domain: str = "cluster.local"
+    dns_upstreams: tuple[IPAddress, ...] = ()
+    cni_socket: Path = Path("/run/vmnet/cni.sock")
+
+
+class Agent:
+    """Runs until cancelled. Everything it made stays in the kernel when it ends, for the next one to adopt."""
+
+    def __init__(self, settings: Settings, kernel: Kernel, kube: Kube, stores: Stores) -> None:
+        self._stores = stores
+        self._network_queue = KeyedQueue()
+        self._machine_queue = KeyedQueue()
+        self._adopted = asyncio.Event()
+        self._cluster = Cluster(
+            stores,
+            on_network=self._network_queue.add,
+            on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
+        )
+        self._guests = GuestServices(kernel, settings.cluster_domain)
+        self._responders = Responders(kernel, settings.dns_upstreams, domain=settings.cluster_domain)
+        self._announcer = Announcer(kernel, settings.cluster_domain)
+        self._networks = Networks(
+            kernel,
+            self._cluster,
+            settings.node_name,
+            (AddressService(self._guests), NameService(self._responders)),
+            on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
+        )
+        self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
+        self._attachments = Attachments(kube, self._cluster, self._networks, self._cut_overs, self._adopted)
+        self._server = CniServer(settings.cni_socket, self._attachments.handle)
+        self._settings = settings
+
+    def not_ready(self) -> str | None:
+        """Why the node's datapath is not in place, None when it is."""
+        behind = sorted(store.resource.plural for store in self._stores.all() if not store.synced.is_set())
+        if behind:
+            return f"not listed yet: {', '.join(behind)}"
+        if not self._adopted.is_set():
+            return "the node's networks are being taken over"
+        return None
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        try:
+            async with TaskScope() as tasks:
+                for store in self._stores.all():
+                    tasks.service(store.run(), f"watch {store.resource.plural}")
+                # Calls wait inside until the state is read: a shim that connects now need not poll.
+                await self._server.start()
+                await self._start()
+                tasks.service(
+                    work(
+                        self._network_queue,
+                        self._reconcile_network,
+                        kind="network",
+                        observe=_observe,
+                        expected=(NotReady, Gone),
+                    ),
+                    "networks",
+                )
+                tasks.service(
+                    work(
+                        self._machine_queue,
+                        self._reconcile_machine,
+                        kind="machine",
+                        observe=_observe,
+                        expected=(NotReady, Gone, KubeError),
+                    ),
+                    "machines",
+                )
+                await asyncio.Event().wait()
+        finally:
+            await self._server.close()
+            await self._cut_overs.close()
+            self._announcer.close()
+            self._guests.close()
+            await self._responders.close()
+
+    async def _start(self) -> None:
+        for store in self._stores.all():
+            await store.synced.wait()
+        while self._cluster.node(self._settings.node_name) is None:
+            log.info("waiting for node %s to have an InternalIP", self._settings.node_name)
+            await asyncio.sleep(0.5)
+        await self._networks.prepare_node()
+        for endpoint in await self._networks.adopt():
+            found = self._cluster.primary(endpoint.pod.namespace)
+            if found is None or endpoint.machine is None:
+                continue
+            gate = await self._networks.gate(found.network, endpoint)
+            if gate is not None:
+                # A port that its guest opened while no agent ran needs no staging, but its place written down.
+                waiting = gate.standby and not gate.open
+                state = PortState.STANDBY if waiting else PortState.ACTIVE
+                await self._cut_overs.stage(found.network, self._networks.mtu(found.network), endpoint, state)
+                self._machine_queue.add(f"{endpoint.machine.namespace}/{endpoint.machine.name}")
+        self._adopted.set()
+        log.info("node %s: %d networks taken over", self._settings.node_name, len(self._networks.rendered()))
+
+    async def _reconcile_network(self, name: str) -> float | None:
+        await self._networks.render(name)
+        return RESYNC_SECONDS
+
+    async def _reconcile_machine(self, key: str) -> float | None:
+        namespace, _, name = key.partition("/")
+        await self._cut_overs.reconcile(MachineReference(namespace, name))
+        return None
+
+
+def _observe(kind: str, result: str, seconds: float) -> None:
+    metrics.RECONCILES.labels(kind, result).observe(seconds)

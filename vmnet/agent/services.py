@@ -1,0 +1,43 @@
+"""What runs inside a network's namespace while the network is on this node, behind one shape."""
+
+from collections.abc import Iterable
+
+from vmnet.agent.guests import GuestServices
+from vmnet.agent.responder import Responders
+from vmnet.model.endpoint import Endpoint
+from vmnet.model.names import NetworkId
+from vmnet.model.network import Network
+
+
+class AddressService:
+    """DHCPv4, DHCPv6 and router advertisements for the machines of this node."""
+
+    def __init__(self, guests: GuestServices) -> None:
+        self._guests = guests
+
+    async def follow(
+        self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
+    ) -> None:
+        """Guests of other nodes are served there."""
+        await self._guests.update(network, mtu, local)
+
+    async def leave(self, network_id: NetworkId) -> None:
+        """The network leaves this node."""
+        self._guests.remove(network_id)
+
+
+class NameService:
+    """The network's DNS responder: it knows every endpoint, wherever it runs."""
+
+    def __init__(self, responders: Responders) -> None:
+        self._responders = responders
+
+    async def follow(
+        self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
+    ) -> None:
+        """A standby copy of a machine has its addresses already, so the live ones are all there is."""
+        await self._responders.update(network, everywhere)
+
+    async def leave(self, network_id: NetworkId) -> None:
+        """The network leaves this node."""
+        await self._responders.remove(network_id)

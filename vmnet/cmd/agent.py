@@ -1,0 +1,101 @@
+"""``vmnet agent``: owns one node's datapath; one runs on every node."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from vmnet import metrics
+from vmnet.agent.agent import Agent, Settings
+from vmnet.agent.cluster import Stores
+from vmnet.cmd.controller import host_and_port
+from vmnet.kernel.linux import LinuxKernel
+from vmnet.kube.api import NADS, NAMESPACES, NODES, PODS, VMIS
+from vmnet.kube.client import KubeClient
+from vmnet.kube.watch import ListWatch
+from vmnet.model import addresses, names
+
+log = logging.getLogger(__name__)
+
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's options."""
+    parser.add_argument("--node-name", default=os.environ.get("NODE_NAME"), help="this node (default: $NODE_NAME)")
+    parser.add_argument(
+        "--kubeconfig", type=Path, help="file to connect with (default: $KUBECONFIG, then the pod's own)"
+    )
+    parser.add_argument(
+        "--metrics-address",
+        default="127.0.0.1:9465",
+        metavar="HOST:PORT",
+        help="where /metrics, /livez and /readyz are served (%(default)s)",
+    )
+    parser.add_argument("--cluster-domain", default="cluster.local", help="DNS domain of the cluster (%(default)s)")
+    parser.add_argument(
+        "--dns-upstream",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="server that names outside the cluster domain are forwarded to; may be repeated",
+    )
+    parser.add_argument("--cni-socket", type=Path, default=Path(names.CNI_SOCKET), help="%(default)s")
+    parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT. Nothing is torn down: the next agent adopts the datapath."""
+    if not arguments.node_name:
+        raise ValueError("--node-name is missing: name the node this agent runs on, or set NODE_NAME")
+    if arguments.log_level:
+        logging.getLogger().setLevel(arguments.log_level.upper())
+    host, port = host_and_port(arguments.metrics_address)
+    settings = Settings(
+        node_name=arguments.node_name,
+        cluster_domain=arguments.cluster_domain,
+        dns_upstreams=tuple(addresses.address(text) for text in arguments.dns_upstream),
+        cni_socket=arguments.cni_socket,
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    kube = await KubeClient.connect(arguments.kubeconfig, user_agent="vmnet-agent")
+    kernel = LinuxKernel()
+    try:
+        stores = Stores(
+            pods=ListWatch(kube, PODS),
+            nodes=ListWatch(kube, NODES),
+            namespaces=ListWatch(kube, NAMESPACES),
+            nads=ListWatch(kube, NADS),
+            machines=ListWatch(kube, VMIS, optional=True),
+        )
+        agent = Agent(settings, kernel, kube, stores)
+        runner = web.AppRunner(metrics.application(agent.not_ready), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+            working = asyncio.create_task(agent.run(), name="agent")
+            stopping = asyncio.create_task(stop.wait(), name="stop")
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            working.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+            try:
+                await working
+            except asyncio.CancelledError:
+                log.info("agent of %s ends; its datapath stays", arguments.node_name)
+        finally:
+            await runner.cleanup()
+        return 0
+    finally:
+        await kernel.close()
+        await kube.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
