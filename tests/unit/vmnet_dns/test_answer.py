@@ -283,7 +283,7 @@ def test_a_question_that_was_asked_before_costs_microseconds() -> None:
     began = time.process_time()
     for _ in range(2000):
         answer(of, wire)
-    # Measured 3.5 µs; the limit leaves room for a busy machine.
+    # Measured 2.9 µs; the limit leaves room for a busy machine.
     assert (time.process_time() - began) / 2000 < 50e-6
 
 

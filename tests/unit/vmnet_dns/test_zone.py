@@ -77,8 +77,8 @@ def test_one_change_among_many_names_is_cheap() -> None:
     full = View.make("net", subnets=[ip_network("10.0.0.0/8")], records=records)
     began = time.process_time()
     full.updated([*records, *BLUE])
-    # Measured 8 ms; a rebuild of everything takes over 100 ms.
-    assert time.process_time() - began < 0.1
+    # Measured 1.4 ms, a rebuild of everything 47 ms; the limit leaves room for a busy machine.
+    assert time.process_time() - began < 0.03
 
 
 def test_the_longest_zone_decides() -> None:
