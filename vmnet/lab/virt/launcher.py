@@ -1,7 +1,7 @@
 """virt-launcher's role, the process of a machine's pod: wires the network, runs QEMU, ends with it.
 
-virt-handler drives QEMU through ``qmp.sock`` in the pod's directory. Exit status: 0 when the guest was shut down, stopped or
-migrated away, 1 when QEMU failed.
+virt-handler drives QEMU through ``qmp.sock`` in the pod's directory. Exit status: 0 when the guest was shut down,
+stopped or migrated away, 1 when QEMU failed.
 """
 
 import argparse
