@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import pytest
@@ -24,12 +25,14 @@ class World:
 
     def __init__(self) -> None:
         self.kube = FakeKube()
+        # Some hours after the recordings were made.
+        self.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
     @asynccontextmanager
     async def controller(self) -> AsyncIterator[Controller]:
         """A leading controller for the time of the block."""
         informers = {resource: ListWatch(self.kube, resource) for resource in WATCHED}
-        made = Controller(self.kube, Cluster(informers))
+        made = Controller(self.kube, Cluster(informers), lambda: self.now)
         tasks = [asyncio.create_task(informer.run()) for informer in informers.values()]
         tasks.append(asyncio.create_task(made.run()))
         try:
