@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from vmnet.kernel.api import Kernel
+from vmnet.kernel.api import Kernel, KernelError
 from vmnet.metrics import DNS_REQUESTS, MALFORMED
 from vmnet.model.addresses import IPAddress
 from vmnet.model.endpoint import Endpoint
@@ -126,10 +126,14 @@ class _Opener:
     namespace: NamespaceName
 
     async def __call__(self, family: int, stream: bool) -> socket.socket:
-        if stream:
-            return await self.kernel.tcp_socket(self.namespace, family)
-        unspecified = IPv4Address(0) if family == socket.AF_INET else IPv6Address(0)
-        return await self.kernel.udp_socket(self.namespace, unspecified, 0)
+        try:
+            if stream:
+                return await self.kernel.tcp_socket(self.namespace, family)
+            unspecified = IPv4Address(0) if family == socket.AF_INET else IPv6Address(0)
+            return await self.kernel.udp_socket(self.namespace, unspecified, 0)
+        except KernelError as error:
+            # The forwarder knows sockets, not kernels: to it this upstream cannot be reached.
+            raise OSError(error.errno, str(error)) from error
 
 
 def endpoint_records(endpoints: Iterable[Endpoint], domain: str) -> list[Record]:

@@ -1,0 +1,224 @@
+"""Responders on real sockets; what only a network namespace can show is in tests/netns."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from typing import Any
+
+import dns.asyncquery
+import dns.message
+import dns.rcode
+import pytest
+
+from vmnet.agent.responder import Responders, endpoint_records
+from vmnet.kernel.api import KernelError
+from vmnet.metrics import DNS_REQUESTS, MALFORMED
+from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
+from vmnet.model.names import MacAddress, NamespaceName, NetworkId
+from vmnet.model.network import Network
+from vmnet_dns.message import decode_name
+
+DEADLINE = 20
+MAC = MacAddress("0a:58:7f:00:00:05")
+BLUE = "blue.blue-namespace.vm.cluster.local"
+
+
+def endpoint(
+    *addresses: str, name: str = "virt-launcher-blue", machine: str | None = "blue", namespace: str = "blue-namespace"
+) -> Endpoint:
+    return Endpoint(
+        pod=PodReference(namespace, name, f"uid-{name}"),
+        network="happy",
+        node="n1",
+        mac=MAC,
+        addresses=tuple(ip_interface(text) for text in addresses),
+        machine=MachineReference(namespace, machine) if machine else None,
+    )
+
+
+def network(number: int, name: str = "happy", subnets: tuple[str, ...] = ("127.0.0.0/8",)) -> Network:
+    return Network(name, NetworkId(number), subnets=tuple(ip_network(text) for text in subnets))
+
+
+class LoopbackKernel:
+    """Opens the sockets on this machine's loopback, on ports of their own, and remembers whose they are."""
+
+    def __init__(self) -> None:
+        self.ports: dict[str, int] = {}
+        self.opened: list[socket.socket] = []
+        self.outgoing: list[tuple[str, str]] = []
+        self.fail = False
+
+    async def udp_socket(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        if self.fail:
+            raise KernelError("no such namespace")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        self.opened.append(sock)
+        if port:
+            sock.bind((str(address), 0))
+            self.ports[namespace] = sock.getsockname()[1]
+        else:
+            assert address == IPv4Address(0)
+            self.outgoing.append((namespace, "udp"))
+        return sock
+
+    async def tcp_listener(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.bind((str(address), self.ports[namespace]))
+        sock.listen()
+        self.opened.append(sock)
+        return sock
+
+    async def tcp_socket(self, namespace: NamespaceName, family: int) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        self.outgoing.append((namespace, "tcp"))
+        return sock
+
+    async def ask(self, of: Network, name: str, kind: str = "A", *, tcp: bool = False) -> dns.message.Message:
+        query = dns.message.make_query(name, kind)
+        send: Any = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+        reply: dns.message.Message = await send(query, "127.0.0.1", port=self.ports[of.namespace], timeout=DEADLINE)
+        return reply
+
+    async def told(self, of: Network, name: str, kind: str = "A") -> list[str]:
+        reply = await self.ask(of, name, kind)
+        return sorted(item.to_text() for rrset in reply.answer for item in rrset)
+
+
+@pytest.fixture
+def kernel() -> LoopbackKernel:
+    return LoopbackKernel()
+
+
+@pytest.fixture
+async def responders(kernel: LoopbackKernel) -> AsyncIterator[Responders]:
+    made = Responders(kernel, upstreams=())  # type: ignore[arg-type]
+    yield made
+    await made.close()
+
+
+def texts(*endpoints: Endpoint) -> set[tuple[str, int, str]]:
+    found = set()
+    for record in endpoint_records(endpoints, "cluster.local"):
+        data = decode_name(record.data) if record.type == 12 else str(ip_address(record.data))
+        found.add((decode_name(record.owner), record.type, data))
+    return found
+
+
+def test_names_of_a_machine_and_of_a_pod() -> None:
+    machine = endpoint("192.168.0.5/16", "fd00:1::5/64")
+    assert texts(machine) == {
+        (f"{BLUE}.", 1, "192.168.0.5"),
+        (f"{BLUE}.", 28, "fd00:1::5"),
+        (f"ovn-udn1.{BLUE}.", 1, "192.168.0.5"),
+        (f"ovn-udn1.{BLUE}.", 28, "fd00:1::5"),
+        ("192-168-0-5.blue-namespace.pod.cluster.local.", 1, "192.168.0.5"),
+        ("fd00-1--5.blue-namespace.pod.cluster.local.", 28, "fd00:1::5"),
+        ("5.0.168.192.in-addr.arpa.", 12, f"{BLUE}."),
+        (f"{ip_address('fd00:1::5').reverse_pointer}.", 12, f"{BLUE}."),
+    }
+    pod = endpoint("192.168.0.9/16", name="web", machine=None)
+    assert texts(pod) == {
+        ("192-168-0-9.blue-namespace.pod.cluster.local.", 1, "192.168.0.9"),
+        ("9.0.168.192.in-addr.arpa.", 12, "192-168-0-9.blue-namespace.pod.cluster.local."),
+    }
+
+
+def test_both_pods_of_a_migrating_machine_say_it_once() -> None:
+    source, target = endpoint("192.168.0.5/16", name="a"), endpoint("192.168.0.5/16", name="b")
+    records = endpoint_records([source, target], "cluster.local")
+    assert sorted(records, key=repr) == sorted(endpoint_records([source], "cluster.local"), key=repr)
+
+
+def test_a_name_that_dns_cannot_carry_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    long = endpoint("192.168.0.6/16", name="long", machine="x" * 64)
+    assert texts(long, endpoint("192.168.0.5/16")) == texts(endpoint("192.168.0.5/16"))
+    assert "blue-namespace/long has no name in DNS" in caplog.text
+
+
+async def test_names_come_and_go_on_the_same_sockets(kernel: LoopbackKernel, responders: Responders) -> None:
+    happy = network(7)
+    await responders.update(happy, [])
+    assert responders.serving(happy.id)
+    assert (await kernel.ask(happy, BLUE)).rcode() == dns.rcode.NXDOMAIN
+    await responders.update(happy, [endpoint("127.0.0.5/8")])
+    assert await kernel.told(happy, BLUE) == ["127.0.0.5"]
+    assert await kernel.told(happy, "5.0.0.127.in-addr.arpa", "PTR") == [f"{BLUE}."]
+    assert (await kernel.ask(happy, BLUE, tcp=True)).answer
+    await responders.update(happy, [])
+    assert (await kernel.ask(happy, BLUE)).rcode() == dns.rcode.NXDOMAIN
+    assert len(kernel.opened) == 2
+
+
+async def test_networks_with_equal_names_and_addresses_are_kept_apart(
+    kernel: LoopbackKernel, responders: Responders
+) -> None:
+    one, two = network(1, "one"), network(2, "two")
+    await responders.update(one, [endpoint("127.0.0.5/8"), endpoint("127.0.0.6/8", name="r", machine="red")])
+    await responders.update(two, [endpoint("127.0.0.6/8")])
+    assert await kernel.told(one, BLUE) == ["127.0.0.5"]
+    assert await kernel.told(two, BLUE) == ["127.0.0.6"]
+    assert (await kernel.ask(two, "red.blue-namespace.vm.cluster.local")).rcode() == dns.rcode.NXDOMAIN
+    assert await kernel.told(one, "6.0.0.127.in-addr.arpa", "PTR") == ["red.blue-namespace.vm.cluster.local."]
+    assert await kernel.told(two, "6.0.0.127.in-addr.arpa", "PTR") == [f"{BLUE}."]
+
+
+async def test_a_removed_network_gives_its_sockets_back(kernel: LoopbackKernel, responders: Responders) -> None:
+    happy = network(7)
+    await responders.update(happy, [])
+    await responders.remove(happy.id)
+    await responders.remove(happy.id)
+    assert not responders.serving(happy.id)
+    assert all(sock.fileno() < 0 for sock in kernel.opened)
+
+
+async def test_other_gateways_open_other_sockets(kernel: LoopbackKernel, responders: Responders) -> None:
+    await responders.update(network(7), [])
+    await responders.update(network(7, subnets=("127.1.0.0/16",)), [])
+    assert [sock.fileno() < 0 for sock in kernel.opened] == [True, True, False, False]
+
+
+async def test_a_namespace_that_is_not_there_leaves_nothing_and_is_tried_again(
+    kernel: LoopbackKernel, responders: Responders
+) -> None:
+    kernel.fail = True
+    with pytest.raises(KernelError):
+        await responders.update(network(7), [])
+    assert not responders.serving(NetworkId(7))
+    kernel.fail = False
+    await responders.update(network(7), [endpoint("127.0.0.5/8")])
+    assert await kernel.told(network(7), BLUE) == ["127.0.0.5"]
+
+
+async def test_updates_at_once_open_one_set_of_sockets(kernel: LoopbackKernel, responders: Responders) -> None:
+    await asyncio.gather(*(responders.update(network(7), [endpoint("127.0.0.5/8")]) for _ in range(5)))
+    assert len(kernel.opened) == 2
+
+
+async def test_the_world_is_asked_from_inside_the_network_and_requests_are_counted(kernel: LoopbackKernel) -> None:
+    def counted(*labels: str) -> float:
+        return DNS_REQUESTS.labels("counted", *labels)._value.get()
+
+    responders = Responders(kernel, upstreams=[ip_address("127.0.0.254")])  # type: ignore[arg-type]
+    happy = network(9, "counted")
+    await responders.update(happy, [endpoint("127.0.0.5/8")])
+    await kernel.ask(happy, BLUE)
+    # Nothing listens on port 53 of 127.0.0.254: an ICMP error comes at once.
+    assert (await kernel.ask(happy, "example.org")).rcode() == dns.rcode.SERVFAIL
+    assert ("vmnet-9", "udp") in kernel.outgoing
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"noise", ("127.0.0.1", kernel.ports[happy.namespace]))
+    async with asyncio.timeout(DEADLINE):
+        while not MALFORMED.labels("counted", "dns")._value.get():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert counted("A", "NOERROR", "local") == 1
+    assert counted("A", "SERVFAIL", "failed") == 1
+    await responders.close()
