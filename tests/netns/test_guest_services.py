@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +31,11 @@ from vmnet.agent.guests import GuestServices
 from vmnet.announce.announcement import Kind, announcements
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.model import names
-from vmnet.model.addresses import link_local
-from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
+from vmnet.model.addresses import link_local, mac_bytes
+from vmnet.model.endpoint import Endpoint, Join, LocalPort, MachineReference, Node, NodeNetwork, PodReference
 from vmnet.model.names import MacAddress, NetworkId
 from vmnet.model.network import Network
+from vmnet.plan import firewall
 from vmnet.wire import arp, datagram, dhcp4, dhcp6, ndp
 from vmnet.wire.datagram import Datagram
 from vmnet.wire.lease import lease_of
@@ -664,4 +665,72 @@ async def test_a_reverse_arp_from_elsewhere_ends_the_series(fabric: Fabric, kern
         guest.send(arp.encode(arp.reverse_announcement(rig.endpoint.mac)))
         counts = await asyncio.wait_for(announcer.settled(rig.endpoint), DEADLINE)
     assert counts[Kind.RARP] < 6
+    announcer.close()
+
+
+# --- behind the port security -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secured(fabric: Fabric) -> Fabric:
+    """The rules that a node really loads, on the fabric and on the machine's port."""
+    rig = fabric.rig
+    node = Node("n1", IPv4Address("10.9.0.1"))
+    join = Join(
+        1,
+        IPv4Interface("100.65.0.1/30"),
+        IPv4Interface("100.65.0.2/30"),
+        IPv6Interface("fd97::1/126"),
+        IPv6Interface("fd97::2/126"),
+    )
+    port = LocalPort(rig.endpoint)
+    script = firewall.network_script(NodeNetwork(rig.network, node, MTU, join, (port,))) + firewall.port_script(port)
+    load = ["ip", "netns", "exec", rig.machine, "nft", "-f", "-"]
+    subprocess.run(load, input=script, text=True, check=True, timeout=30)
+    return fabric
+
+
+async def test_clients_work_behind_the_port_security(secured: Fabric, services: GuestServices) -> None:
+    rig = secured.rig
+    with packet_socket(secured.far_guest, "eth0", "udp or icmp6[0] == 133 or icmp6[0] == 134") as far:
+        for state in ("down", "up"):  # which has the kernel ask again
+            ip("link", "set", "eth0", state, namespace=rig.guest)
+        [route] = await until(lambda: rig.guest_ip("-6", "route", "show", "default"))
+        assert route["gateway"] == "fe80::1"
+        four = await rig.in_guest(f"busybox udhcpc -f -q -n -t 5 -T 1 -i eth0 -s {udhcpc_script(rig)}")
+        assert (rig.scratch / "bound").exists(), four
+        six = await rig.in_guest(
+            "dhclient -6 -1 -v -pf /run/dhclient6.pid -lf /var/lib/dhcp/leases6 eth0; kill $(cat /run/dhclient6.pid)"
+        )
+        assert any(link for link in rig.guest_ip("-6", "address", "show", "to", "fd00:7::5")), six
+        own = [frame for frame in everything(far) if frame[6:12] == mac_bytes(rig.endpoint.mac)]
+        assert own == [], "nothing of all this leaves the node"
+
+
+def everything(packets: socket.socket) -> list[bytes]:
+    """What a socket has received so far."""
+    frames = []
+    while True:
+        try:
+            frames.append(packets.recv(2048))
+        except BlockingIOError:
+            return frames
+
+
+async def test_announcements_pass_the_port_security(secured: Fabric, kernel: LinuxKernel) -> None:
+    rig = secured.rig
+    announcer = Announcer(kernel, "cluster.local")
+    await announcer.prepare(rig.network, MTU, rig.endpoint)
+    with (
+        packet_socket(secured.far_guest, "eth0") as far,
+        packet_socket(rig.guest, "eth0", f"ether dst {rig.endpoint.mac}") as own,
+    ):
+        announcer.announce(rig.endpoint, asyncio.get_running_loop().time())
+        assert (await collected(far, rig.endpoint, 5)).keys() == {
+            Kind.RARP,
+            Kind.GRATUITOUS_ARP,
+            Kind.NEIGHBOR_ADVERTISEMENT,
+        }
+        frame = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(own, 2048), DEADLINE)
+    assert frame[:12] == mac_bytes(rig.endpoint.mac) + mac_bytes(rig.network.gateway_mac)
     announcer.close()
