@@ -1,0 +1,133 @@
+"""One node of a datapath test, as a program: reads a JSON list of steps, answers with a JSON list of results.
+
+It runs inside a lab's node (its own network and mount namespace) and uses the product's planners and kernel seam.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from vmnet.kernel.linux import LinuxKernel
+from vmnet.model.addresses import mac_for
+from vmnet.model.endpoint import (
+    Endpoint,
+    LocalPort,
+    MachineReference,
+    Node,
+    NodeNetwork,
+    PodReference,
+    PortState,
+    RemoteEndpoint,
+)
+from vmnet.model.names import NetworkId
+from vmnet.model.network import Network
+from vmnet.plan import network as network_plan
+from vmnet.plan import node as node_plan
+from vmnet.plan.network import PodInterface
+
+NODES = {f"n{number}": Node(f"n{number}", ip_address(f"172.30.0.1{number}")) for number in (1, 2, 3)}
+
+
+def network(number: int) -> Network:
+    subnets = (ip_network("192.168.0.0/16"), ip_network("fd20::/64"))
+    return Network(name=f"test-{number}", id=NetworkId(number), subnets=subnets)
+
+
+def endpoint(net: int, host: int, node: str, pod: str) -> Endpoint:
+    address = ip_interface(f"192.168.0.{host}/16")
+    return Endpoint(
+        PodReference("ns", pod, f"uid-{net}-{pod}-{node}"),
+        f"test-{net}",
+        node,
+        mac_for(address.ip),
+        (address, ip_interface(f"fd20::{host}/64")),
+        machine=MachineReference("ns", pod),
+    )
+
+
+def make_pod(namespace: str) -> None:
+    subprocess.run(["ip", "netns", "add", namespace], check=True)
+    subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
+
+
+class Driver:
+    def __init__(self, node: str) -> None:
+        self.node = NODES[node]
+        self.kernel = LinuxKernel()
+
+    async def desired(self, net: int, endpoints: list[list[Any]], standby: list[str]) -> NodeNetwork:
+        found = [endpoint(net, host, node, pod) for host, node, pod in endpoints]
+        state = await self.kernel.observe_node()
+        observed = await self.kernel.observe_network(network(net).namespace)
+        present = {link.name for link in observed.ports()} if observed else set()
+        return NodeNetwork(
+            network=network(net),
+            node=self.node,
+            mtu=1450,
+            join=node_plan.allocate_join(state, NetworkId(net)),
+            ports=tuple(LocalPort(item) for item in found if item.node == self.node.name and item.port in present),
+            remotes=tuple(
+                RemoteEndpoint(item, NODES[item.node].address, settled=item.pod.name not in standby)
+                for item in found
+                if item.node != self.node.name and f"{item.pod.name}@{item.node}" not in standby
+            ),
+            peers=tuple(node.address for name, node in NODES.items() if name != self.node.name),
+        )
+
+    async def render(self, net: int, endpoints: list[list[Any]], standby: list[str]) -> int:
+        await self.kernel.apply(node_plan.plan(await self.kernel.observe_node()))
+        desired = await self.desired(net, endpoints, standby)
+        observed = await self.kernel.observe_network(network(net).namespace)
+        await self.kernel.apply(network_plan.plan(desired, observed))
+        for host, node, pod in endpoints:
+            port = endpoint(net, host, node, pod)
+            if node != self.node.name or port.port in {item.endpoint.port for item in desired.ports}:
+                continue
+            namespace = f"{pod}-{net}"
+            make_pod(namespace)
+            state = PortState.STANDBY if f"{pod}@{node}" in standby else PortState.ACTIVE
+            local = LocalPort(port, state)
+            desired = replace(desired, ports=(*desired.ports, local))
+            observed = await self.kernel.observe_network(network(net).namespace)
+            assert observed is not None
+            inside = PodInterface(f"/run/netns/{namespace}", f"container-{pod}")
+            await self.kernel.apply(network_plan.attach(desired, local, inside, observed))
+        # The second pass asserts what a first could not know; a third must find nothing to do.
+        observed = await self.kernel.observe_network(network(net).namespace)
+        await self.kernel.apply(network_plan.plan(desired, observed))
+        observed = await LinuxKernel().observe_network(network(net).namespace)
+        return len(network_plan.plan(desired, observed))
+
+    async def gate(self, net: int, host: int, pod: str) -> str:
+        port = endpoint(net, host, self.node.name, pod)
+        observed = await self.kernel.observe_network(network(net).namespace)
+        assert observed is not None
+        if port.mac in observed.moved:
+            return "moved"
+        return "closed" if port.port in observed.standby - observed.open else "open"
+
+    async def vtep(self, net: int, host: int) -> list[str]:
+        mac = endpoint(net, host, "n1", "any").mac
+        observed = await self.kernel.observe_network(network(net).namespace)
+        assert observed is not None
+        return sorted({str(entry.vtep or "local") for entry in observed.fdb if entry.mac == mac})
+
+    async def remove(self, net: int) -> bool:
+        await self.kernel.apply(network_plan.remove(NetworkId(net)))
+        state = await self.kernel.observe_node()
+        return network(net).namespace not in state.namespaces and not state.joins
+
+
+async def main(node: str) -> None:
+    driver = Driver(node)
+    results = [await getattr(driver, step["do"])(**step["with"]) for step in json.load(sys.stdin)]
+    await driver.kernel.close()
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
