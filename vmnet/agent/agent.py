@@ -53,7 +53,7 @@ class Agent:
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
         )
         self._guests = GuestServices(kernel, settings.cluster_domain)
-        self._responders = Responders(kernel, settings.dns_upstreams, domain=settings.cluster_domain)
+        self._responders = Responders(kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain)
         self._announcer = Announcer(kernel, settings.cluster_domain)
         self._networks = Networks(
             kernel,

@@ -20,7 +20,7 @@ from vmnet.agent.cluster import Cluster
 from vmnet.agent.networks import Networks
 from vmnet.kernel.api import Kernel, KernelError
 from vmnet.kube.api import PODS, Kube, KubeError
-from vmnet.model import names
+from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, PortState
 from vmnet.model.migration import CutOver, Key
 from vmnet.model.names import InterfaceName
@@ -35,6 +35,8 @@ SO_TIMESTAMPNS: Final = 35
 FIRST_FRAME_TIMEOUT: Final = 10.0
 """Seconds to wait for a frame towards the guest before the record is written without one."""
 _BATCH: Final = 64
+_DISCOVERY: Final = tuple(bytes([number]) for number in range(133, 137))
+"""ICMPv6 types of neighbour and router discovery (RFC 4861 section 4)."""
 _TIMESPEC: Final = struct.Struct("qq")
 
 
@@ -144,7 +146,7 @@ class CutOvers:
                 return
             outgoing = address[2] == socket.PACKET_OUTGOING
             if outgoing:
-                if staged.key is not None and staged.first_frame_at is None:
+                if staged.key is not None and staged.first_frame_at is None and _is_traffic(frame, staged.endpoint):
                     staged.first_frame_at = _time(ancillary)
                     if staged.first_frame is not None:
                         staged.first_frame.set()
@@ -224,9 +226,16 @@ def machine_names(machine: MachineReference) -> tuple[str, str]:
     return machine.namespace, machine.name
 
 
+def _is_traffic(frame: bytes, endpoint: Endpoint) -> bool:
+    """False for what the agent itself sends to a guest that has just arrived: ARP, RARP and neighbour discovery."""
+    kind = frame[12:14]
+    discovery = kind == b"\x86\xdd" and frame[20:21] == b"\x3a" and frame[54:55] in _DISCOVERY
+    return kind not in (b"\x08\x06", b"\x80\x35") and not discovery and frame[6:12] != addresses.mac_bytes(endpoint.mac)
+
+
 def _is_rarp_of(frame: bytes, endpoint: Endpoint) -> bool:
     """A RARP from the machine's own MAC: the same test as the kernel's gate makes."""
-    return frame[12:14] == RARP.to_bytes(2, "big") and frame[6:12] == bytes.fromhex(endpoint.mac.replace(":", ""))
+    return frame[12:14] == RARP.to_bytes(2, "big") and frame[6:12] == addresses.mac_bytes(endpoint.mac)
 
 
 def _time(ancillary: list[tuple[int, int, bytes]]) -> float:

@@ -49,6 +49,7 @@ _PORT: Final = """\
   chain port_out {
     oifname @standby oifname != @open drop
     ether daddr @moved drop
+    ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 oifname . ether saddr @bind drop
   }
 """
 

@@ -11,6 +11,7 @@ from vmnet.lab.apiserver.schema import Structural
 from vmnet.lab.apiserver.status import ApiError
 from vmnet.lab.apiserver.storage import Change, ChangeType, Object, StorageKey
 
+MANAGER: Final = "kube-apiserver"
 NAMES_ACCEPTED: Final = "NamesAccepted"
 ESTABLISHED: Final = "Established"
 TERMINATING: Final = "Terminating"
@@ -92,10 +93,10 @@ class Definitions:
             self._end(name, obj)
             return
         if not condition(obj, NAMES_ACCEPTED) or condition(obj, NAMES_ACCEPTED)["status"] == "False":
-            self._objects.change(self._info(), "", name, self._accept, "status")
+            self._objects.change(self._info(), "", name, self._accept, "status", MANAGER)
             return
         if condition(obj, ESTABLISHED).get("status") != "True":
-            self._objects.change(self._info(), "", name, self._establish, "status")
+            self._objects.change(self._info(), "", name, self._establish, "status", MANAGER)
             return
         self._serve(name, obj)
 
@@ -165,7 +166,7 @@ class Definitions:
             return
         accepted = obj["status"].get("acceptedNames")
         if accepted != names:
-            self._objects.change(self._info(), "", name, self._accept, "status")
+            self._objects.change(self._info(), "", name, self._accept, "status", MANAGER)
             return
         storage = (spec["group"], names["plural"])
         self._served[name] = (storage, spec)
@@ -203,7 +204,7 @@ class Definitions:
             return
         storage = (obj["spec"]["group"], obj["spec"]["names"]["plural"])
         info = next((item for item, _ in resources_of(obj)), None) if name in self._served else None
-        remaining = 0
+        remaining = False
         if info is not None:
             for stored in list(self._objects.store.items(storage)):
                 metadata = stored.obj["metadata"]
@@ -218,14 +219,14 @@ class Definitions:
                     except ApiError as error:
                         if error.code != 404:
                             raise
-            remaining = sum(1 for _ in self._objects.store.items(storage))
+            remaining = any(True for _ in self._objects.store.items(storage))
         if remaining:
-            self._objects.change(self._info(), "", name, lambda item: self._waiting(item, remaining), "status")
+            self._objects.change(self._info(), "", name, self._waiting, "status", MANAGER)
         else:
             self._objects.change(self._info(), "", name, _released)
 
-    def _waiting(self, obj: Object, remaining: int) -> Object:
-        message = f"CustomResource deletion is in progress; {remaining} instances remain"
+    def _waiting(self, obj: Object) -> Object:
+        message = "CustomResource deletion is in progress"
         self._set(obj, TERMINATING, True, "InstanceDeletionInProgress", message)
         return obj
 

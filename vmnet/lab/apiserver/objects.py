@@ -4,6 +4,7 @@ Everything here is synchronous: a request is atomic, and no lock is needed.
 """
 
 import copy
+import dataclasses
 import json
 import secrets
 import uuid
@@ -246,6 +247,8 @@ class Objects:
         name = metadata.get("name", "")
         if info.namespaced:
             self._require_namespace(info, namespace, name)
+        if self.is_custom(info):
+            self._require_definition(info, name)
         if entries is None:
             entries = self._entries_after(info, None, obj, options, "")
         self._prepare_create(info, obj)
@@ -323,6 +326,11 @@ class Objects:
             message = f"unable to create new content in namespace {namespace} because it is being terminated"
             raise forbidden(info, name, message, causes=causes)
 
+    def _require_definition(self, info: ResourceInfo, name: str) -> None:
+        stored = self.store.get(CRDS, ("", f"{info.plural}.{info.group}"))
+        if stored is not None and "deletionTimestamp" in stored.obj["metadata"]:
+            raise forbidden(info, name, "create not allowed while custom resource definition is terminating")
+
     def _prepare_create(self, info: ResourceInfo, obj: Object) -> None:
         storage = info.storage_key
         if "status" in info.subresources and storage not in _KEEPS_STATUS:
@@ -333,6 +341,9 @@ class Objects:
         if storage == PODS:
             core_defaults.admit_pod(obj)
             obj["status"] = {"phase": "Pending", "qosClass": core_defaults.quality_of_service(obj["spec"])}
+        elif storage == CRDS:
+            versions = (obj.get("spec") or {}).get("versions") or ()
+            obj["status"]["storedVersions"] = [item.get("name", "") for item in versions if item.get("storage")]
         elif storage == NAMESPACES:
             finalizers = (obj.get("spec") or {}).get("finalizers") or []
             obj["spec"] = {"finalizers": [*finalizers, *(["kubernetes"] if "kubernetes" not in finalizers else [])]}
@@ -761,8 +772,8 @@ class Objects:
             metadata["deletionTimestamp"] = _timestamp(datetime.fromtimestamp(now.timestamp() + grace, UTC))
             if storage not in (NAMESPACES, CRDS):
                 metadata["deletionGracePeriodSeconds"] = grace
-            if storage == PODS:
-                metadata["generation"] = int(metadata.get("generation", 0)) + 1
+            if storage != CRDS and metadata.get("generation"):
+                metadata["generation"] += 1
         elif storage == PODS and grace < int(metadata.get("deletionGracePeriodSeconds", 0)):
             first = datetime.fromisoformat(metadata["deletionTimestamp"]).timestamp()
             first -= int(metadata.get("deletionGracePeriodSeconds", 0))
@@ -775,6 +786,17 @@ class Objects:
         marked = {**obj, "metadata": _arranged_metadata(metadata)}
         if storage == NAMESPACES:
             marked["status"] = {**(obj.get("status") or {}), "phase": "Terminating"}
+        elif storage == CRDS and "deletionTimestamp" not in before:
+            message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon"
+            condition = {
+                "type": "Terminating",
+                "status": "True",
+                "lastTransitionTime": _timestamp(now),
+                "reason": "InstanceDeletionPending",
+                "message": message,
+            }
+            status = obj.get("status") or {}
+            marked["status"] = {**status, "conditions": [*(status.get("conditions") or ()), condition]}
         return marked
 
     def _grace(self, info: ResourceInfo, obj: Object, options: DeleteOptions) -> int:
@@ -809,6 +831,7 @@ class Objects:
         name: str,
         change: Callable[[Object], Object | None],
         subresource: str | None = "",
+        manager: str = CONTROLLER,
     ) -> bool:
         """Let the server itself replace an object: ``change`` gets a copy; None leaves it. False if it is not there.
 
@@ -827,7 +850,7 @@ class Objects:
         if subresource is None:
             self.store.put(info.storage_key, obj)
             return True
-        options = WriteOptions(manager=CONTROLLER, user=CONTROLLER)
+        options = WriteOptions(manager=manager, user=manager)
         obj["metadata"].pop("managedFields", None)
         managed = ownership.write_entries(self._entries_after(info, stored.obj, obj, options, subresource, ignored=()))
         if managed:
@@ -845,7 +868,7 @@ class Objects:
             raise bad_request("the body is no object")
         kind, version = body.get("kind") or info.kind, body.get("apiVersion") or info.api_version
         if kind != info.kind or version != info.api_version:
-            raise self._wrong_kind(info, str(kind), str(version))
+            raise self._wrong_kind(info, str(kind), str(version), str((body.get("metadata") or {}).get("name", "")))
         metadata = body.get("metadata")
         if metadata is None:
             metadata = {}
@@ -870,19 +893,17 @@ class Objects:
             raise bad_request("namespace is not allowed on cluster-scoped resources")
         return {**body, "kind": info.kind, "apiVersion": info.api_version, "metadata": metadata}
 
-    def _wrong_kind(self, info: ResourceInfo, kind: str, version: str) -> ApiError:
+    def _wrong_kind(self, info: ResourceInfo, kind: str, version: str, name: str) -> ApiError:
         group, _, short = version.rpartition("/")
         known = next((item for item in self.registry.resources(group, short) if item.kind == kind), None)
         if self.is_custom(info):
-            wrong = f"unable to parse requested kind: {version}, Kind={kind} does not match {info.api_version}"
-            return (
-                bad_request(
+            if version != info.api_version:
+                return bad_request(
                     f"the API version in the data ({version}) does not match the expected API version "
                     f"({info.api_version})"
                 )
-                if version != info.api_version
-                else bad_request(wrong)
-            )
+            named = dataclasses.replace(info, kind=kind)
+            return invalid(named, name, [invalid_value("kind", kind, f"must be {info.kind}")])
         if known is None or self.is_custom(known):
             return decoding.cannot_handle(
                 info.kind, short, f'no kind "{kind}" is registered for version "{version}" {_SCHEME}', kind

@@ -84,6 +84,8 @@ class Renderer:
                 "items": [partial(item.at(version), wanted) for item in items],
             }
             return body(found, self.representation)
+        if self._definition is not None:
+            metadata = {"continue": "", **metadata}
         head = {"kind": info.list_kind, "apiVersion": version, "metadata": metadata}
         if self.representation.media == "yaml":
             return body({**head, "items": [item.at(version) for item in items]}, self.representation)

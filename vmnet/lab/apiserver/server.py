@@ -32,7 +32,7 @@ from vmnet.lab.apiserver.certificates import Certificates, prepare
 from vmnet.lab.apiserver.definitions import Definitions
 from vmnet.lab.apiserver.garbage import Collector
 from vmnet.lab.apiserver.namespaces import STANDARD, Namespaces
-from vmnet.lab.apiserver.objects import CRDS, NAMESPACES, SERVICES, Objects
+from vmnet.lab.apiserver.objects import NAMESPACES, SERVICES, Objects
 from vmnet.lab.apiserver.requests import (
     DeleteOptions,
     ListOptions,
@@ -42,7 +42,7 @@ from vmnet.lab.apiserver.requests import (
     negotiate,
     parse_path,
 )
-from vmnet.lab.apiserver.resources import Registry, ResourceInfo, subresource
+from vmnet.lab.apiserver.resources import BUILTIN, Registry, ResourceInfo, subresource
 from vmnet.lab.apiserver.service_addresses import Network, ServiceAddresses
 from vmnet.lab.apiserver.status import (
     ApiError,
@@ -51,6 +51,7 @@ from vmnet.lab.apiserver.status import (
     bad_request,
     invalid_patch,
     method_not_allowed,
+    not_found,
     success,
     unknown_resource,
 )
@@ -397,12 +398,11 @@ class ApiServer:
                 raise PlainNotFound
             if target.group and not any(True for _ in self.registry.resources(target.group, target.version)):
                 raise unknown_resource()
-            definition = self.store.get(CRDS, ("", f"{target.plural}.{target.group}"))
-            raise PlainNotFound if definition is not None else unknown_resource()
+            raise unknown_resource() if _is_builtin(target.group) else PlainNotFound
         if target.namespace and not info.namespaced:
-            raise unknown_resource()
+            raise PlainNotFound if self.objects.is_custom(info) else unknown_resource()
         if target.subresource and target.subresource not in info.subresources:
-            raise unknown_resource()
+            raise not_found(info, target.name) if self.objects.is_custom(info) else unknown_resource()
         if info.namespaced and not target.namespace and target.name:
             raise unknown_resource() if request.method == "GET" else method_not_allowed()
         call = Call(request, user, target, info)
@@ -608,6 +608,13 @@ class ApiServer:
                 f"error: json: cannot unmarshal {name} into Go value of type struct {{ APIVersion string "
                 f'"json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }} ({content.hex()})'
             )
+        if value and self.objects.is_custom(call.info) and kind == call.info.kind and not value.get("kind"):
+            text = content.decode(errors="replace")
+            shown = text[:_SHOWN_BYTES] + " ..." if len(text) > _SHOWN_BYTES else text
+            raise bad_request(
+                f"the object provided is unrecognized (must be of type {kind}): Object 'Kind' is missing in '{text}' "
+                f"({shown})"
+            )
         if duplicates and options is not None:
             messages = [f'duplicate field "{name}"' for name in duplicates]
             if options.validation == "Strict":
@@ -721,6 +728,10 @@ def _verb(request: web.Request, target: Target) -> str:
             return "delete" if target.name else "deletecollection"
         case _:
             return ""
+
+
+def _is_builtin(group: str) -> bool:
+    return any(info.group == group for info in BUILTIN)
 
 
 def _plain(text: str, status: int = 200) -> web.Response:

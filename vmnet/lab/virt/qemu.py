@@ -30,6 +30,8 @@ READY: Final = b"guest ready"
 QMP_SOCKET: Final = "qmp.sock"
 """Monitor for virt-handler; the launcher has its own, because a monitor serves one client at a time."""
 LAUNCHER_QMP_SOCKET: Final = "launcher-qmp.sock"
+API_QMP_SOCKET: Final = "api-qmp.sock"
+"""Monitor for the subresources (pause, unpause)."""
 CONSOLE_SOCKET: Final = "console.sock"
 AGENT_SOCKET: Final = "agent.sock"
 
@@ -88,6 +90,8 @@ def command_line(machine: Machine) -> list[str]:
         *("-mon", "chardev=qmp,mode=control"),
         *_socket("launcher", place / LAUNCHER_QMP_SOCKET),
         *("-mon", "chardev=launcher,mode=control"),
+        *_socket("api", place / API_QMP_SOCKET),
+        *("-mon", "chardev=api,mode=control"),
     ]
     if machine.uuid:
         arguments += ["-uuid", machine.uuid]
