@@ -1,0 +1,308 @@
+"""The controller as users run it: real processes against the embedded API server with the CRDs of ``deploy/``."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from vmnet.kube.api import (
+    CLAIMS,
+    CUDNS,
+    LEASES,
+    NADS,
+    NAMESPACES,
+    PODS,
+    UDNS,
+    VMIMS,
+    VMIS,
+    VMS,
+    Invalid,
+    Kube,
+    NotFound,
+    Object,
+    Resource,
+)
+from vmnet.kube.client import KubeClient
+from vmnet.lab.apiserver.testing import running_server
+from vmnet.model import names
+
+ROOT = Path(__file__).parents[2]
+CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+SYSTEM = "vmnet-system"
+DEADLINE = 40.0
+KEY = "blue/happy-tenant"
+
+
+def kubevirt_crd(resource: Resource) -> Object:
+    """Only what the controller needs of KubeVirt: the kind is served. A VMI has no status subresource (recorded)."""
+    version: Object = {
+        "name": resource.version,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+    }
+    kinds = {"kind": resource.kind, "plural": resource.plural}
+    return {
+        "apiVersion": CRDS.api_version,
+        "kind": CRDS.kind,
+        "metadata": {"name": f"{resource.plural}.{resource.group}"},
+        "spec": {"group": resource.group, "scope": "Namespaced", "names": kinds, "versions": [version]},
+    }
+
+
+@asynccontextmanager
+async def cluster(directory: Path) -> AsyncIterator[tuple[Kube, Path]]:
+    """An API server with our CRDs, namespaces red and blue, and a client."""
+    async with running_server(directory) as server:
+        kubeconfig = server.kubeconfig(directory / "kubeconfig")
+        kube = await KubeClient.connect(kubeconfig, user_agent="vmnet-test")
+        try:
+            for path in sorted((ROOT / "deploy" / "crds").glob("k8s.*.yaml")):
+                await kube.create(CRDS, yaml.safe_load(path.read_text()))
+            await kube.create(NAMESPACES, {"metadata": {"name": SYSTEM}})
+            for name in ("red", "blue"):
+                labels = {names.PRIMARY_NETWORK_LABEL: ""}
+                await kube.create(NAMESPACES, {"metadata": {"name": name, "labels": labels}})
+            yield kube, kubeconfig
+        finally:
+            await kube.close()
+
+
+class Process:
+    """One ``vmnet controller``."""
+
+    def __init__(self, made: asyncio.subprocess.Process, port: int) -> None:
+        self.made = made
+        self.port = port
+
+    async def page(self, path: str) -> tuple[int, str]:
+        try:
+            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}{path}") as answer:
+                return answer.status, await answer.text()
+        except aiohttp.ClientError as error:
+            return 0, str(error)
+
+    async def stop(self) -> int:
+        if self.made.returncode is None:
+            self.made.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE):
+            return await self.made.wait()
+
+
+@asynccontextmanager
+async def controller(kubeconfig: Path, name: str = "one") -> AsyncIterator[Process]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    arguments = [
+        *("-m", "vmnet.cmd", "controller", "--kubeconfig", str(kubeconfig)),
+        *("--namespace", SYSTEM, "--metrics-address", f"127.0.0.1:{port}", "--log-level", "info"),
+    ]
+    log = kubeconfig.with_name(f"{name}.log")
+    with log.open("wb") as stderr:
+        made = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stderr=stderr, env={**os.environ, "POD_NAME": name}
+        )
+    process = Process(made, port)
+    try:
+        yield process
+    finally:
+        if made.returncode is None:
+            made.kill()
+        await made.wait()
+        sys.stderr.write(log.read_text())
+
+
+async def eventually(look: Callable[[], Awaitable[Any]]) -> Any:
+    """The first true answer."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            with contextlib.suppress(NotFound):
+                found = await look()
+                if found:
+                    return found
+            await asyncio.sleep(0.05)
+
+
+def condition(item: Object, kind: str) -> Object | None:
+    conditions = (item.get("status") or {}).get("conditions") or []
+    return next((entry for entry in conditions if entry["type"] == kind), None)
+
+
+def network(name: str = "happy-tenant") -> Object:
+    expression = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["red", "blue"]}
+    return {
+        "apiVersion": CUDNS.api_version,
+        "kind": CUDNS.kind,
+        "metadata": {"name": name},
+        "spec": {
+            "namespaceSelector": {"matchExpressions": [expression]},
+            "network": {
+                "topology": "Layer2",
+                "layer2": {
+                    "role": "Primary",
+                    "subnets": ["192.168.0.0/16", "fd00:10::/64"],
+                    "ipam": {"lifecycle": "Persistent"},
+                },
+            },
+        },
+    }
+
+
+def pod(name: str, **metadata: Any) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, **metadata},
+        "spec": {"containers": [{"name": "main", "image": "none"}]},
+    }
+
+
+async def allocation(kube: Kube, name: str) -> Any:
+    found = await kube.get(PODS, name, "blue")
+    text = (found["metadata"].get("annotations") or {}).get(names.POD_NETWORKS_ANNOTATION)
+    return json.loads(text).get(KEY) if text else None
+
+
+async def test_networks_pods_machines_and_their_end(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (kube, kubeconfig), controller(kubeconfig) as process:
+        # KubeVirt is not installed: that must not keep the controller from being ready.
+        await eventually(lambda: _ready(process))
+        await kube.create(CUDNS, network())
+        await kube.create(PODS, pod("web"), "blue")
+        first = await eventually(lambda: allocation(kube, "web"))
+        assert first["ip_addresses"] == ["192.168.0.3/16", "fd00:10::3/64"]
+        created = await eventually(lambda: _condition(kube, CUDNS, "happy-tenant", None, "NetworkReady"))
+        assert (created["status"], created["reason"]) == ("True", "NetworkAttachmentDefinitionReady")
+        # KubeVirt arrives.
+        for resource in (VMS, VMIS, VMIMS):
+            await kube.create(CRDS, kubevirt_crd(resource))
+        interfaces = {"devices": {"interfaces": [{"name": "happy"}]}}
+        template = {"spec": {"domain": interfaces, "networks": [{"name": "happy", "pod": {}}]}}
+        body = {
+            "apiVersion": VMS.api_version,
+            "kind": VMS.kind,
+            "metadata": {"name": "blue"},
+            "spec": {"template": template},
+        }
+        vm = await eventually(lambda: kube.create(VMS, body, "blue"))
+        claim = await eventually(lambda: _filled(kube, "blue.happy"))
+        assert claim["status"]["ips"] == ["192.168.0.4/16", "fd00:10::4/64"]
+        assert claim["spec"]["network"] == "cluster_udn_happy-tenant"
+        owner = {"apiVersion": VMS.api_version, "kind": VMS.kind, "name": "blue", "uid": vm["metadata"]["uid"]}
+        vmi = await kube.create(
+            VMIS,
+            {
+                "apiVersion": VMIS.api_version,
+                "kind": VMIS.kind,
+                "metadata": {"name": "blue", "ownerReferences": [{**owner, "controller": True}]},
+                "spec": template["spec"],
+            },
+            "blue",
+        )
+        uid = vmi["metadata"]["uid"]
+        launcher = {"apiVersion": VMIS.api_version, "kind": VMIS.kind, "name": "blue", "uid": uid, "controller": True}
+        for name in ("source", "target"):
+            labels = {names.LAUNCHER_LABEL: names.LAUNCHER_LABEL_VALUE, names.CREATED_BY_LABEL: uid}
+            await kube.create(PODS, pod(name, labels=labels, ownerReferences=[launcher]), "blue")
+        source = await eventually(lambda: allocation(kube, "source"))
+        assert source == await eventually(lambda: allocation(kube, "target"))
+        assert source["ip_addresses"] == claim["status"]["ips"]
+        # What cannot be done is said, and done once the cause is gone.
+        spec = {"topology": "Layer2", "layer2": {"role": "Primary", "subnets": ["10.0.0.0/24"]}}
+        second = {"metadata": {"name": "second"}, "apiVersion": UDNS.api_version, "kind": UDNS.kind, "spec": spec}
+        await kube.create(UDNS, second, "blue")
+        refused = await eventually(lambda: _condition(kube, UDNS, "second", "blue", "NetworkReady"))
+        assert "has primary network cluster_udn_happy-tenant already" in refused["message"]
+        status, page = await process.page("/metrics")
+        assert status == 200
+        assert 'vmnet_network_addresses_used{family="ipv4",network="cluster_udn_happy-tenant"} 2.0' in page
+        # The network waits for its pods; the claim goes with its machine.
+        await kube.delete(CUDNS, "happy-tenant")
+        waiting = await eventually(lambda: _waits(kube))
+        assert "blue/web" in waiting["message"]
+        await kube.delete(VMIS, "blue", "blue")
+        await kube.delete(VMS, "blue", "blue")
+        await eventually(lambda: _gone(kube, CLAIMS, "blue.happy", "blue"))
+        for name in ("web", "source", "target"):
+            with contextlib.suppress(NotFound):
+                await kube.delete(PODS, name, "blue", grace_seconds=0)
+        await eventually(lambda: _gone(kube, CUDNS, "happy-tenant", None))
+        await eventually(lambda: _gone(kube, NADS, "happy-tenant", "blue"))
+        await eventually(lambda: _true(kube, UDNS, "second", "blue"))
+        assert await process.stop() == 0
+
+
+async def test_a_wrong_network_is_refused_by_the_api(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (kube, _):
+        wrong = network()
+        wrong["spec"]["network"]["layer2"]["subnets"] = ["192.168.0.0/16", "10.0.0.0/8"]
+        with pytest.raises(Invalid, match=r"layer2\.subnets: two entries must be of two IP families"):
+            await kube.create(CUDNS, wrong)
+        made = await kube.create(CUDNS, network())
+        made["spec"]["network"]["layer2"]["mtu"] = 1400
+        with pytest.raises(Invalid, match="layer2: is immutable"):
+            await kube.replace(CUDNS, made)
+
+
+async def test_the_second_controller_leads_as_soon_as_the_first_stops(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (kube, kubeconfig), controller(kubeconfig, "one") as one:
+        await eventually(lambda: _leader(kube, "one"))
+        async with controller(kubeconfig, "two") as two:
+            await eventually(lambda: _ready(two))
+            await kube.create(CUDNS, network())
+            await kube.create(PODS, pod("before"), "blue")
+            before = await eventually(lambda: allocation(kube, "before"))
+            assert await one.stop() == 0
+            await eventually(lambda: _leader(kube, "two"))
+            await kube.create(PODS, pod("after"), "blue")
+            after = await eventually(lambda: allocation(kube, "after"))
+            assert await two.stop() == 0
+    assert before["ip_addresses"] == ["192.168.0.3/16", "fd00:10::3/64"]
+    assert after["ip_addresses"] == ["192.168.0.4/16", "fd00:10::4/64"]
+
+
+async def _ready(process: Process) -> bool:
+    return (await process.page("/readyz"))[0] == 200
+
+
+async def _leader(kube: Kube, name: str) -> bool:
+    lease = await kube.get(LEASES, "vmnet-controller", SYSTEM)
+    return str(lease["spec"].get("holderIdentity") or "").startswith(f"{name}_")
+
+
+async def _condition(kube: Kube, resource: Resource, name: str, namespace: str | None, kind: str) -> Object | None:
+    return condition(await kube.get(resource, name, namespace), kind)
+
+
+async def _true(kube: Kube, resource: Resource, name: str, namespace: str) -> bool:
+    found = await _condition(kube, resource, name, namespace, "NetworkReady")
+    return found is not None and found["status"] == "True"
+
+
+async def _waits(kube: Kube) -> Object | None:
+    found = await _condition(kube, CUDNS, "happy-tenant", None, "NetworkReady")
+    return found if found is not None and "while pods use it" in found["message"] else None
+
+
+async def _filled(kube: Kube, name: str) -> Object | None:
+    found = await kube.get(CLAIMS, name, "blue")
+    return found if (found.get("status") or {}).get("ips") else None
+
+
+async def _gone(kube: Kube, resource: Resource, name: str, namespace: str | None) -> bool:
+    try:
+        await kube.get(resource, name, namespace)
+    except NotFound:
+        return True
+    return False
