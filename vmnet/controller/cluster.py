@@ -89,6 +89,7 @@ class Cluster:
         self._nads = Index(informers[NADS], lambda item: (objects.namespace_of(item),))
         self._pods = Index(informers[PODS], lambda item: (objects.namespace_of(item),))
         self._launchers = Index(informers[PODS], _created_by)
+        self._claimants = Index(informers[PODS], _claimed)
         self._claims = Index(informers[CLAIMS], lambda item: (f"network {(item.get('spec') or {}).get('network')}",))
 
     @property
@@ -110,8 +111,13 @@ class Cluster:
 
     def attachments(self, namespace: str | None = None, *, network: str | None = None) -> Iterator[Attachment]:
         """Our NADs, of one namespace or of one network."""
-        for found in tuple(self._attachments.values()):
-            if namespace in (None, found.namespace) and network in (None, found.network.name):
+        candidates: Iterable[Attachment | None]
+        if namespace is None:
+            candidates = tuple(self._attachments.values())
+        else:
+            candidates = (self._attachments.get(object_key(nad)) for nad in self._nads[namespace])
+        for found in candidates:
+            if found is not None and network in (None, found.network.name):
                 yield found
 
     def primary(self, namespace: str) -> Attachment | None:
@@ -190,20 +196,21 @@ class Cluster:
 
     def claim_users(self, claim: Object) -> list[Object]:
         """Living pods that take their addresses from a claim, oldest first."""
+        attachment = self.primary(objects.namespace_of(claim))
+        if attachment is None:
+            return []
         key = object_key(claim)
+        machine = self.claim_machine(claim)
+        candidates = {object_key(pod): pod for pod in self._claimants[key]}
+        if machine is not None:
+            candidates |= {object_key(pod): pod for pod in self.launchers(machine)}
         found = []
-        namespace = objects.namespace_of(claim)
-        for pod in self.pods(namespace):
-            if not objects.alive(pod):
-                continue
-            attachment = self.primary(namespace)
-            if attachment is None:
-                continue
+        for pod in candidates.values():
             try:
                 reference = self.claim_reference(pod, attachment.network)
             except ValueError:
                 continue
-            if reference is not None and reference.key == key:
+            if reference is not None and reference.key == key and objects.alive(pod):
                 found.append(pod)
         return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp") or ""))
 
@@ -251,3 +258,11 @@ class Cluster:
 def _created_by(pod: Object) -> tuple[str, ...]:
     uid = objects.labels(pod).get(names.CREATED_BY_LABEL)
     return (uid,) if uid else ()
+
+
+def _claimed(pod: Object) -> tuple[str, ...]:
+    try:
+        claim = objects.pod_request(pod).claim
+    except ValueError:
+        return ()
+    return (f"{objects.namespace_of(pod)}/{claim}",) if claim else ()

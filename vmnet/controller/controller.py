@@ -192,9 +192,10 @@ class Controller:
 
     def _claim_filled(self, key: str) -> None:
         """The pods that may wait for a claim."""
-        for pod in self.cluster.pods(key.partition("/")[0]):
-            if objects.is_launcher(pod) or objects.annotations(pod).get(names.PRIMARY_CLAIM_ANNOTATION):
-                self.queues["pod"].add(object_key(pod))
+        claim = self.cluster.get(CLAIMS, key)
+        if claim is not None:
+            for pod in self.cluster.claim_users(claim):
+                self._add("pod", pod)
 
     def _vm_changed(self, old: Object | None, new: Object | None) -> None:
         item = new or old
