@@ -70,7 +70,6 @@ async def cluster(directory: Path) -> AsyncIterator[tuple[Kube, Path]]:
         try:
             for path in sorted((ROOT / "deploy" / "crds").glob("k8s.*.yaml")):
                 await kube.create(CRDS, yaml.safe_load(path.read_text()))
-            await kube.create(NAMESPACES, {"metadata": {"name": SYSTEM}})
             for name in ("red", "blue"):
                 labels = {names.PRIMARY_NETWORK_LABEL: ""}
                 await kube.create(NAMESPACES, {"metadata": {"name": name, "labels": labels}})

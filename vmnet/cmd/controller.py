@@ -5,9 +5,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import secrets
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +18,30 @@ from aiohttp import web
 from vmnet import metrics
 from vmnet.controller.cluster import WATCHED, Cluster
 from vmnet.controller.controller import Controller
-from vmnet.kube.api import CLAIMS, CUDNS, NADS, UDNS, VMIMS, VMIS, VMS
+from vmnet.kube.api import (
+    CLAIMS,
+    CUDNS,
+    NADS,
+    NAMESPACES,
+    UDNS,
+    VMIMS,
+    VMIS,
+    VMS,
+    AlreadyExists,
+    Kube,
+    NotFound,
+    Unavailable,
+)
 from vmnet.kube.client import KubeClient
 from vmnet.kube.lease import Elector
 from vmnet.kube.watch import ListWatch
+from vmnet.runtime.backoff import Backoff
 from vmnet.runtime.tasks import TaskScope
 
 log = logging.getLogger(__name__)
 
 LEASE: Final = "vmnet-controller"
+_PATIENCE: Final = Backoff()
 _LEVELS: Final = ("debug", "info", "warning", "error")
 _MAY_BE_ABSENT: Final = {VMS, VMIS, VMIMS}
 """KubeVirt may not be installed. Our own CRDs may not be there yet either, but without them there is no work."""
@@ -47,6 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
 
 
+async def _elect(kube: Kube, namespace: str, elector: Elector, leading: Callable[[], Awaitable[None]]) -> None:
+    """Stand for election, in a namespace that exists: outside a cluster nobody has applied the manifests for us."""
+    failures = 0
+    while True:
+        try:
+            try:
+                await kube.get(NAMESPACES, namespace)
+            except NotFound:
+                await kube.create(NAMESPACES, {"metadata": {"name": namespace}})
+                log.info("namespace %s created", namespace)
+        except AlreadyExists:
+            break
+        except Unavailable as error:
+            failures += 1
+            log.warning("namespace %s: %s", namespace, error)
+            await asyncio.sleep(_PATIENCE.delay(failures, random.random()))  # noqa: S311
+        else:
+            break
+    await elector.run(leading)
+
+
 def host_and_port(text: str) -> tuple[str, int]:
     """Split ``host:port``; IPv6 hosts stand in brackets. Raises ValueError."""
     host, separator, port = text.rpartition(":")
@@ -56,7 +94,7 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT (0), or until the lease is lost (1: whoever starts us starts us again)."""
+    """Run until SIGTERM or SIGINT (0), or until the lease is lost (1: whoever started us starts us again)."""
     if arguments.log_level:
         logging.getLogger().setLevel(arguments.log_level.upper())
     host, port = host_and_port(arguments.metrics_address)
@@ -99,7 +137,7 @@ async def run(arguments: argparse.Namespace) -> int:
             async with TaskScope() as tasks:
                 for informer in informers.values():
                     tasks.service(informer.run(), f"watch {informer.resource.plural}")
-                election = tasks.start(elector.run(leading), "election")
+                election = tasks.start(_elect(kube, arguments.namespace, elector, leading), "election")
                 log.info("controller %s, cluster domain %s", identity, arguments.cluster_domain)
                 await stop.wait()
                 election.cancel()
