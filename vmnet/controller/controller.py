@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 _EXPECTED: Final = (Conflict, NotFound, Unavailable)
 """Write conflicts and an API that is away are every controller's daily life: no traceback."""
 _WORKERS: Final = 4
+_ALLOCATED: Final = (UDNS, CUDNS, NADS, CLAIMS, PODS)
+"""Kinds that record what was given to whom."""
+_CATCH_UP_SECONDS: Final = 0.05
+_PATIENCE_SECONDS: Final = 1.0
 
 
 class Controller:
@@ -50,6 +54,7 @@ class Controller:
     def __init__(self, kube: Kube, cluster: Cluster, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.ready = asyncio.Event()
         """Set once every address and number that is written down is taken over."""
+        self._kube = kube
         self.cluster = cluster
         self.ledger = Ledger(cluster)
         events = Recorder(kube, names.FIELD_MANAGER_CONTROLLER, now=now)
@@ -73,6 +78,8 @@ class Controller:
         """Wait for the informers, take over what is written down, reconcile until cancelled."""
         for informer in self.cluster.informers.values():
             await informer.synced.wait()
+        for resource in _ALLOCATED:
+            await self._catch_up(resource)
         self.networks.load()
         for attachment in self.cluster.attachments():
             self.ledger.pools(attachment.network)
@@ -104,6 +111,27 @@ class Controller:
                     ),
                     name=f"reconcile {kind}",
                 )
+
+    async def _catch_up(self, resource: Resource) -> None:
+        """Wait until the informer knows all that the leader before us may have written.
+
+        A watch may be behind by any time; an address that was given a moment ago must not be given again.
+        """
+        while True:
+            try:
+                listed = await self._kube.list(resource)
+            except NotFound:
+                # Not served (any more): the informer deals with that.
+                return
+            except Unavailable as error:
+                log.warning("%s: %s", resource.plural, error)
+                await asyncio.sleep(_PATIENCE_SECONDS)
+                continue
+            behind = sum(not _reached(self.cluster.get(resource, object_key(item)), item) for item in listed.items)
+            if not behind:
+                return
+            log.info("%s: %d objects are newer than the watch; waiting for it", resource.plural, behind)
+            await asyncio.sleep(_CATCH_UP_SECONDS)
 
     @property
     def idle(self) -> bool:
@@ -255,3 +283,10 @@ _QUEUE_OF: Final = {UDNS: "udn", CUDNS: "cudn", NADS: "nad"}
 
 def _observe(kind: str, result: str, seconds: float) -> None:
     metrics.RECONCILES.labels(kind, result).observe(seconds)
+
+
+def _reached(known: Object | None, listed: Object) -> bool:
+    """Whether what the watch has told is as new as what was listed. Versions are ordered numbers (Kubernetes 1.35)."""
+    if known is None:
+        return False
+    return int(known["metadata"]["resourceVersion"]) >= int(listed["metadata"]["resourceVersion"])

@@ -44,6 +44,10 @@ class Ledger:
     def pools(self, network: Network) -> NetworkPools:
         """The pools of a network."""
         found = self._networks.get(network.name)
+        if found is not None and _layout(found.network) != _layout(network):
+            # Deleted and made anew under the same name, with other subnets.
+            self.forget(network.name)
+            found = None
         if found is None:
             found = self._networks[network.name] = NetworkPools(network)
             self._load(found)
@@ -110,3 +114,12 @@ class Ledger:
             pools.reserve(owner, found.addresses, found.mac, partial=True)
         except (ValueError, AllocationError) as error:
             log.error("pod %s on network %s: %s", object_key(pod), pools.network.name, error)
+
+
+def _layout(network: Network) -> tuple[object, ...]:
+    return (
+        network.subnets,
+        network.reserved_subnets,
+        network.infrastructure_subnets,
+        network.default_gateways,
+    )

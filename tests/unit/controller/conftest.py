@@ -150,7 +150,7 @@ class World:
         """The first true value of ``look``; the world moves on in between."""
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                while not (found := look()):  # noqa: ASYNC110 (the fake has no way to say that anything changed)
+                while not (found := look()):
                     await asyncio.sleep(0.01)
                 return found
         except TimeoutError:
