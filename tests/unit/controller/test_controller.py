@@ -1,9 +1,14 @@
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
-from vmnet.kube.api import NADS, PODS, UDNS, WatchEvent
+import yaml
+
+from vmnet.kube.api import CUDNS, NADS, PODS, UDNS, VMIS, VMS, Resource, WatchEvent
 from vmnet.model import names
+
+RBAC = Path(__file__).parents[3] / "deploy" / "controller" / "rbac.yaml"
 
 
 async def test_from_a_network_to_an_annotated_machine_pod(world: Any) -> None:
@@ -78,3 +83,79 @@ async def test_a_network_made_anew_with_other_subnets(world: Any) -> None:
         world.pod("red", "second")
         found = await world.until(lambda: world.allocation("red", "second", "red/tenant"))
     assert found["ip_addresses"] == ["10.30.0.3/24"]
+
+
+def allowed(rules: list[dict[str, Any]], verb: str, resource: Resource, subresource: str | None) -> bool:
+    name = f"{resource.plural}/{subresource}" if subresource else resource.plural
+    return any(
+        resource.group in rule["apiGroups"] and name in rule["resources"] and verb in rule["verbs"] for rule in rules
+    )
+
+
+async def test_the_role_allows_what_the_controller_does_and_no_more(world: Any) -> None:
+    done: set[tuple[str, Resource, str | None]] = set()
+    patch = world.kube.patch
+
+    async def recorded(resource: Resource, *arguments: Any, **more: Any) -> Any:
+        done.add(("patch", resource, more.get("subresource")))
+        return await patch(resource, *arguments, **more)
+
+    def seen(verb: str, resource: Resource, _: str) -> None:
+        if verb not in ("patch", "watching"):
+            done.add((verb, resource, None))
+
+    world.kube.patch = recorded
+    world.kube.fail = seen
+    world.namespace("red")
+    world.namespace("blue")
+    world.pod("blue", "early")
+    async with world.controller() as controller:
+        await world.told("ErrorAllocatingPod", "waiting")
+        world.cudn("happy-tenant", "blue")
+        world.udn("red", "tenant")
+        vm = world.vm("blue", "blue")
+        vmi = world.vmi(vm, node="n2")
+        world.launcher(vmi, "source", node="n1")
+        world.launcher(vmi, "target", node="n2")
+        vmi["status"]["migrationState"] = {
+            "migrationUid": "m1",
+            "sourcePod": "source",
+            "targetPod": "target",
+            "sourceNode": "n1",
+            "targetNode": "n2",
+            "completed": True,
+            "endTimestamp": "2026-11-23T11:00:00Z",
+        }
+        world.kube.seed(VMIS, vmi)
+        await world.told("NetworkMigrated", "moved")
+        await world.until(lambda: world.allocation("blue", "early", "blue/happy-tenant"))
+        nad = await world.until(lambda: world.nad("red", "tenant"))
+        await world.kube.delete(NADS, "tenant", "red")
+        await world.until(
+            lambda: (found := world.nad("red", "tenant")) and found["metadata"]["uid"] != nad["metadata"]["uid"]
+        )
+        for name in ("source", "target", "early"):
+            world.kube.vanish(PODS, name, "blue")
+        world.kube.vanish(VMIS, "blue", "blue")
+        world.kube.vanish(VMS, "blue", "blue")
+        await world.until(lambda: world.claim("blue", "blue.happy") is None)
+        await world.kube.delete(CUDNS, "happy-tenant")
+        await world.kube.delete(UDNS, "tenant", "red")
+        await world.until(lambda: world.kube.peek(CUDNS, "happy-tenant") is None)
+        await world.until(lambda: world.kube.peek(UDNS, "tenant", "red") is None)
+        await world.settled(controller)
+    done -= {("delete", UDNS, None), ("delete", CUDNS, None)}  # the user's
+    documents = yaml.safe_load_all(RBAC.read_text())
+    rules = next(item for item in documents if item["kind"] == "ClusterRole")["rules"]
+    assert [item for item in done if not allowed(rules, *item)] == []
+    granted = {
+        (verb, name)
+        for rule in rules
+        for verb in rule["verbs"]
+        for name in rule["resources"]
+        # "get" reads one object again after a conflict; finalizers are checked by an admission plug-in.
+        if verb != "get" and not name.endswith("/finalizers")
+    }
+    used = {(verb, f"{item.plural}/{sub}" if sub else item.plural) for verb, item, sub in done}
+    # An event is patched when it happens again.
+    assert granted - used == {("patch", "events")} - used
