@@ -271,6 +271,27 @@ async def test_the_second_controller_leads_as_soon_as_the_first_stops(tmp_path: 
     assert after["ip_addresses"] == ["192.168.0.4/16", "fd00:10::4/64"]
 
 
+async def test_a_controller_that_lost_its_lease_ends(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (kube, kubeconfig), controller(kubeconfig, "one") as process:
+        await eventually(lambda: _leader(kube, "one"))
+        body = {"spec": {"holderIdentity": "somebody-else", "leaseDurationSeconds": 60}}
+        await kube.patch(LEASES, "vmnet-controller", body, SYSTEM)
+        async with asyncio.timeout(DEADLINE):
+            assert await process.made.wait() == 1
+
+
+async def test_without_our_definitions_the_controller_says_what_is_missing(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server, controller(server.kubeconfig(tmp_path / "kubeconfig")) as process:
+        async with asyncio.timeout(DEADLINE):
+            while "CRDs not installed" not in (page := await process.page("/readyz"))[1]:
+                await asyncio.sleep(0.05)
+        assert page[0] == 503
+        for resource in (UDNS, CUDNS, NADS, CLAIMS):
+            assert resource.plural in page[1]
+        assert (await process.page("/livez"))[0] == 200
+        assert await process.stop() == 0
+
+
 async def _ready(process: Process) -> bool:
     return (await process.page("/readyz"))[0] == 200
 
