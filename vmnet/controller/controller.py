@@ -61,7 +61,7 @@ class Controller:
         waiting = WaitingRoom()
         self.ledger.released = waiting.call
         self.networks = NetworkReconciler(kube, cluster, self.ledger, events, now)
-        self.pods = PodReconciler(kube, cluster, self.ledger, events, waiting)
+        self.pods = PodReconciler(kube, cluster, self.ledger, events, waiting, now=now)
         self.machines = MachineReconciler(kube, cluster, events)
         self.claims = ClaimReconciler(kube, cluster, self.ledger, events, waiting, now=now)
         self.migrations = MigrationReconciler(kube, cluster, events, now)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from vmnet.controller import objects
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 ALLOCATION_FAILED: Final = "ErrorAllocatingPod"
 """Event reason (contract)."""
+CLAIM_PATIENCE_SECONDS: Final = 5.0
 
 
 def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class PodReconciler:
         events: Recorder,
         waiting: WaitingRoom,
         again: Callable[[str], None] = lambda key: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._kube = kube
         self._cluster = cluster
@@ -58,6 +61,7 @@ class PodReconciler:
         self._waiting = waiting
         self.again = again
         """Puts a key into this reconciler's queue."""
+        self._now = now
         self._owners: dict[str, tuple[Owner, str]] = {}
         """Pod key → the owner of its own (not claimed) addresses, and the network they are of."""
 
@@ -70,7 +74,7 @@ class PodReconciler:
                 if pools.get(owner) is not None:
                     self._owners[object_key(pod)] = (owner, found.network.name)
 
-    async def reconcile(self, key: str) -> None:
+    async def reconcile(self, key: str) -> float | None:
         """Give one pod its addresses, or take them back."""
         pod = self._cluster.get(PODS, key)
         self._waiting.leave("pod", key)
@@ -79,10 +83,10 @@ class PodReconciler:
             del self._owners[key]
             self._ledger.release(*held)
         if pod is None or not objects.alive(pod) or objects.host_network(pod):
-            return
+            return None
         namespace = objects.namespace_of(pod)
         if not self._cluster.labelled(namespace):
-            return
+            return None
         attachment = self._cluster.primary(namespace)
         try:
             if attachment is None:
@@ -91,16 +95,26 @@ class PodReconciler:
                         f"namespace {namespace} is labelled for a primary network, but has none yet; waiting for it"
                     )
                     await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
-                return
+                return None
             allocation = await self._allocate(pod, attachment)
             if allocation is None:
-                return
+                return await self._wait_for_claim(pod)
             await self._annotate(pod, attachment, allocation)
         except (ValueError, AllocationError) as error:
             network = attachment.network.name if attachment is not None else ""
             if isinstance(error, Exhausted | AddressConflict):
                 self._waiting.enter(network, "pod", key, self.again)
             await self._events.event(pod, ALLOCATION_FAILED, f"network {network}: {error}", "Warning")
+        return None
+
+    async def _wait_for_claim(self, pod: Object) -> float | None:
+        """Claim and pod come at the same moment; only a claim that is still not there after a while is worth a word."""
+        age = (self._now() - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])).total_seconds()
+        if age < CLAIM_PATIENCE_SECONDS:
+            return CLAIM_PATIENCE_SECONDS - max(0.0, age)
+        message = "waiting for the IPAMClaim of this machine to be there and to have addresses"
+        await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
+        return None
 
     async def _allocate(self, pod: Object, attachment: Attachment) -> Allocation | None:
         """What the pod shall have; None while its claim has nothing. Raises AllocationError, ValueError."""

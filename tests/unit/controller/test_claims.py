@@ -238,6 +238,16 @@ async def test_a_machine_that_came_before_its_network(world: Any) -> None:
         await world.until(lambda: world.allocation("blue", "pod", KEY))
 
 
+async def test_a_pod_whose_claim_never_comes_says_so(tenant: Any) -> None:
+    annotations = {names.PRIMARY_CLAIM_ANNOTATION: "missing"}
+    tenant.pod("blue", "pod", annotations=annotations, creationTimestamp="2026-11-23T11:59:00Z")
+    async with tenant.controller():
+        await tenant.told("ErrorAllocatingPod", "waiting for the IPAMClaim")
+        spec = {"network": "cluster_udn_happy-tenant", "interface": ""}
+        tenant.kube.seed(CLAIMS, {"metadata": {"name": "missing", "namespace": "blue"}, "spec": spec})
+        await tenant.until(lambda: tenant.allocation("blue", "pod", KEY))
+
+
 async def test_no_claim_where_addresses_are_not_persistent(world: Any) -> None:
     world.namespace("blue")
     world.udn("blue", "tenant")

@@ -297,3 +297,20 @@ async def test_a_terminating_namespace_gets_nothing(world: Any) -> None:
         await world.settled(controller)
         await asyncio.sleep(0)
     assert world.nad("red", "tenant") is None
+
+
+async def test_a_namespace_can_go_with_everything_in_it(world: Any) -> None:
+    world.namespace("red")
+    world.cudn("tenant", "red")
+    world.pod("red", "web-0")
+    async with world.controller():
+        await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+        item = world.kube.peek(NAMESPACES, "red")
+        item["metadata"]["deletionTimestamp"] = "2026-11-23T12:00:00Z"
+        item["status"]["phase"] = "Terminating"
+        world.kube.seed(NAMESPACES, item)
+        await world.kube.delete(NADS, "tenant", "red")
+        await world.until(lambda: "red/web-0" in world.condition(CUDNS, "tenant", "NetworkCreated")["message"])
+        assert world.nad("red", "tenant") is not None
+        world.kube.vanish(PODS, "web-0", "red")
+        await world.until(lambda: world.nad("red", "tenant") is None)
