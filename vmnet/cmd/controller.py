@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="vmnet-system", help="where the leader's lease lives (%(default)s)")
     parser.add_argument(
         "--metrics-address",
+        type=host_and_port,
         default="127.0.0.1:9411",
         metavar="HOST:PORT",
         help="where /metrics, /livez and /readyz are served (%(default)s)",
@@ -86,10 +87,10 @@ async def _elect(kube: Kube, namespace: str, elector: Elector, leading: Callable
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """Split ``host:port``; IPv6 hosts stand in brackets. Raises ValueError."""
+    """Split ``host:port``; IPv6 hosts stand in brackets. Raises ArgumentTypeError."""
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdecimal():
-        raise ValueError(f"--metrics-address: {text!r} is not HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -97,7 +98,7 @@ async def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT (0), or until the lease is lost (1: whoever started us starts us again)."""
     if arguments.log_level:
         logging.getLogger().setLevel(arguments.log_level.upper())
-    host, port = host_and_port(arguments.metrics_address)
+    host, port = arguments.metrics_address
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
