@@ -87,10 +87,10 @@ async def _elect(kube: Kube, namespace: str, elector: Elector, leading: Callable
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """Split ``host:port``; IPv6 hosts stand in brackets. Raises ArgumentTypeError."""
+    """Split ``host:port``; IPv6 hosts stand in brackets. Raises ValueError."""
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+        raise ValueError(f"{text!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
