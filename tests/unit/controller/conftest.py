@@ -17,7 +17,7 @@ from vmnet.kube.watch import ListWatch
 from vmnet.model import names
 
 T = TypeVar("T")
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 
 
 class World:
