@@ -4,7 +4,7 @@ Each scenario runs inside the node's namespaces: pytest brings a lab up and exec
 """
 
 # Files and processes have no events to wait for, and nothing else runs in these loops.
-# ruff: noqa: ASYNC110, ASYNC240
+# ruff: noqa: ASYNC240
 
 import asyncio
 import json

@@ -50,7 +50,7 @@ async def test_a_process_that_ignores_sigterm_is_killed(processes: Processes, mo
     await processes.start(python("import signal, time; signal.signal(15, 1); print('up', flush=True); time.sleep(60)"))
     log = Path(processes.statuses()[0].log)
     async with asyncio.timeout(20):
-        while "up" not in log.read_text():  # noqa: ASYNC110, ASYNC240 - a file has no event
+        while "up" not in log.read_text():  # noqa: ASYNC240 - a file has no event
             await asyncio.sleep(0.02)
     await processes.stop_all()
     status = await processes.wait("p", 20)
