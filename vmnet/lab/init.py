@@ -299,9 +299,11 @@ class Supervisor:
         if "kubelet" in self._without:
             return
         names = [f"node/{host.name}" for host in self._hosts]
-        await self._unless_failed(
-            self._kubectl("wait", "--for=create", "--timeout=60s", *names, timeout=70), "the kubelets"
-        )
+        for name in names:
+            # One at a time: of several that are missing kubectl makes one error that it does not wait for.
+            await self._unless_failed(
+                self._kubectl("wait", "--for=create", "--timeout=60s", name, timeout=70), "the kubelets"
+            )
         await self._unless_failed(
             self._kubectl("wait", "--for=condition=Ready", "--timeout=60s", *names, timeout=70), "the kubelets"
         )
