@@ -143,7 +143,8 @@ class NodeReporter:
         self._status = status
 
     async def _patch(self, status: Object) -> None:
-        await self._kube.patch(NODES, self._name, {"status": status}, type=PatchType.STRATEGIC, subresource="status")
+        # Not a strategic merge: that joins addresses by their type, and one of two InternalIPs would be lost.
+        await self._kube.patch(NODES, self._name, {"status": status}, type=PatchType.MERGE, subresource="status")
 
     async def _renew(self) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
