@@ -10,13 +10,15 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from vmnet.lab.errors import LabError
 from vmnet.lab.guest.agent import GuestAgent
 from vmnet.lab.lab import Lab
+from vmnet.lab.report import Lookup, Report, Stream, show, write
 from vmnet.model import names
 from vmnet.model.names import NetworkId
 
@@ -28,79 +30,23 @@ STALL_LIMIT_MS: Final = 3000
 RUN_ON_S: Final = 6
 """How long the streams go on after the migration: longer than STALL_LIMIT_MS, or a stall could hide in the end."""
 
+BLUE_NAME: Final = "blue.blue-namespace.vm.cluster.local"
 RED: Final = ("red-namespace", "red")
 BLUE: Final = ("blue-namespace", "blue")
 
 Step = Callable[[str], None]
 
 
-class DemoError(Exception):
+class DemoError(LabError):
     """The scenario could not go on; the message says at which step and what was seen."""
 
 
-@dataclass(slots=True)
-class Stream:
-    """One TCP stream as its client in the guest saw it."""
-
-    name: str
-    bytes: int
-    resets: int
-    longest_gap_ms: float
-    survived: bool
-
-
-@dataclass(slots=True)
-class Lookup:
-    """One name that a guest looked up."""
-
-    where: str
-    name: str
-    type: str
-    expected: str
-    answer: list[str]
-
-    @property
-    def ok(self) -> bool:
-        """Whether the expected value was in the answer."""
-        return self.expected in self.answer
-
-
-@dataclass(slots=True)
-class Report:
-    """``build/demo/report.json``."""
-
-    vm: str = "blue-namespace/blue"
-    accelerator: str = ""
-    from_node: str = ""
-    to_node: str = ""
-    addresses_before: list[str] = field(default_factory=list)
-    addresses_after: list[str] = field(default_factory=list)
-    addresses_after_restart: list[str] = field(default_factory=list)
-    restarted_on: str = ""
-    gateway_mac_before: str = ""
-    gateway_mac_after: str = ""
-    qemu_pause_ms: float | None = None
-    probe_gap_ms: float | None = None
-    probes_sent: int = 0
-    probes_lost: int | None = None
-    probes_duplicated: int | None = None
-    tcp_streams: list[Stream] = field(default_factory=list)
-    announcements: dict[str, int] = field(default_factory=dict)
-    dns: list[Lookup] = field(default_factory=list)
-    claims: list[dict[str, Any]] = field(default_factory=list)
-    vmi_interfaces: list[dict[str, Any]] = field(default_factory=list)
-    migration_s: float = 0.0
-    duration_s: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        """JSON with ``from`` and ``to`` as the keys readers expect."""
-        body = asdict(self)
-        body["from"] = body.pop("from_node")
-        body["to"] = body.pop("to_node")
-        for item, lookup in zip(body["dns"], self.dns, strict=True):
-            item["ok"] = lookup.ok
-        return json.dumps(body, indent=2) + "\n"
+async def run(lab: Lab, *, report: Path, step: Step) -> int:
+    """Run the scenario on a lab that is up, write and print the report. 1 when something that must hold did not."""
+    found = await Scenario(lab, step).run()
+    await asyncio.to_thread(write, found, report)
+    show(found, report)
+    return 1 if found.problems else 0
 
 
 @dataclass(slots=True)
@@ -167,12 +113,12 @@ class Scenario:
         self._step("start streams and a 1 kHz probe")
         await blue.start(["probe", "serve"])
         jobs = {
-            "probe": await red.start(["probe", "udp", target_address, "7007", "1000", "600"]),
-            "red→blue": await red.start(["probe", "send", target_address, "7008", "600"]),
-            "blue→red": await red.start(["probe", "receive", target_address, "7009", "600"]),
+            "probe": await red.start(["probe", "--json-lines", "udp", target_address, "7007", "1000", "600"]),
+            "red→blue": await red.start(["probe", "--json-lines", "send", target_address, "7008", "600"]),
+            "blue→red": await red.start(["probe", "--json-lines", "receive", target_address, "7009", "600"]),
         }
-        outside = await blue.start(["probe", "send", OUTSIDE_IPV4, "7008", "600"])
-        await self._until("the probe is answered", lambda: self._running(red, list(jobs.values())))
+        outside = await blue.start(["probe", "--json-lines", "send", OUTSIDE_IPV4, "7008", "600"])
+        await self._until("the probe is answered", partial(self._all_run, red, list(jobs.values())))
         self._step(f"live-migrate blue away from {report.from_node}")
         started = time.monotonic()
         async with self._capture() as captured:
@@ -196,6 +142,16 @@ class Scenario:
             gap = float(result["longest_gap_ms"])
             fine = not result["resets"] and not result["errors"] and gap <= STALL_LIMIT_MS
             report.tcp_streams.append(Stream(name, int(result["bytes"]), int(result["resets"]), gap, fine))
+
+    async def _all_run(self, guest: GuestAgent, jobs: Sequence[str]) -> bool:
+        """Every job has reported progress; one that ended already could not connect."""
+        for job in jobs:
+            state = await guest.poll(job)
+            if not state.running:
+                raise DemoError(f"a stream ended before it was needed: {state.stderr.strip() or state.stdout.strip()}")
+            if not state.stdout:
+                return False
+        return True
 
     async def _restart_elsewhere(self) -> None:
         report = self.report
@@ -272,16 +228,15 @@ class Scenario:
             await self._until(f"red pings {address}", answered)
 
     async def _lookups(self, guest: GuestAgent, addresses: Sequence[str], when: str) -> list[Lookup]:
-        """A, AAAA and PTR of blue, asked by red through its own resolver configuration."""
+        """A, AAAA and PTR of blue, asked by red with the resolver configuration that it was given."""
         lookups = []
-        full = "blue.blue-namespace.vm.cluster.local"
         for text in addresses:
             address = text.split("/")[0]
             kind = "AAAA" if ":" in address else "A"
-            result = await guest.run(["probe", "resolve", "blue.blue-namespace", kind], timeout=20)
+            result = await guest.run(["probe", "resolve", "blue.blue-namespace", kind], timeout=30)
             lookups.append(Lookup(f"red, {when}", "blue.blue-namespace", kind, address, result.stdout.split()))
-            result = await guest.run(["probe", "resolve", address, "PTR"], timeout=20)
-            lookups.append(Lookup(f"red, {when}", address, "PTR", full, result.stdout.split()))
+            result = await guest.run(["probe", "resolve", address, "PTR"], timeout=30)
+            lookups.append(Lookup(f"red, {when}", address, "PTR", BLUE_NAME, result.stdout.split()))
         return lookups
 
     async def _claims(self) -> list[dict[str, Any]]:
@@ -309,7 +264,7 @@ class Scenario:
             "get", "cudn", NETWORK, "-o", r"jsonpath={.metadata.annotations.k8s\.ovn\.org/network-id}"
         )
         namespace = names.network_namespace(NetworkId(int(network_id)))
-        candidates = [node for node in self._lab.nodes if node != self.report.from_node]
+        candidates = [node for node in await self._nodes() if node != self.report.from_node]
         watching = [
             asyncio.create_task(self._capture_on(node, namespace), name=f"capture-{node}") for node in candidates
         ]
@@ -323,6 +278,10 @@ class Scenario:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
+
+    async def _nodes(self) -> list[str]:
+        hosts = [host["name"] for host in (await self._lab.status())["hosts"]]
+        return [name for name in hosts if name not in ("fabric", "outside")]
 
     async def _capture_on(self, node: str, namespace: str) -> Capture:
         """Capture in a network's namespace on one node, as soon as the network and blue's port are there."""
