@@ -25,11 +25,14 @@ _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _MASKED = ("uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "lastTransitionTime", "continue")
 
+_AGE = re.compile(r"^\d+[smhd](\d+[sm])?$")
 _ALLOCATED = re.compile(r"10\.96\.[1-9]\d*\.\d+|3[0-2]\d{3}")
 
 # Lines whose difference is known and meant, by slice. Each says why.
 KNOWN: dict[str, dict[int, str]] = {
     "concurrency_deletion": {
+        25: "a generated name",
+        26: "a generated name",
         85: "the collector works at once; the recorded one took a while",
         93: "the collector works at once; the recorded one took a while",
         116: "the namespace is emptied at once; the recorded controller took a while",
@@ -154,6 +157,10 @@ def masked(value: Any) -> Any:
             shown = masked(item)
             if key in ("clusterIP", "clusterIPs", "nodePort", "healthCheckNodePort"):
                 shown = _ALLOCATED.sub("ALLOCATED", json.dumps(shown))
+            if key == "description" and "priority" in value:
+                shown = "*"
+            if key == "cells":
+                shown = [_AGE.sub("AGE", cell) if isinstance(cell, str) else cell for cell in shown]
             if key in ("volumes", "volumeMounts") and not shown:
                 continue
             if key == "name" and value.get("generateName"):

@@ -570,8 +570,7 @@ class ApiServer:
     async def _body(self, call: Call, kind: str, options: WriteOptions | None) -> Any:
         """The decoded body; None where it is empty and may be. Raises ApiError."""
         content = await call.request.read()
-        # A body without a Content-Type is JSON, as kubectl's --raw sends it.
-        media_type = call.request.headers.get("Content-Type", "").split(";")[0].strip() or "application/json"
+        media_type = call.request.headers.get("Content-Type", "").split(";")[0].strip()
         if options is None and not content:
             return None
         if media_type == _PROTOBUF or content.startswith(b"k8s\0"):
