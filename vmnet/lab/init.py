@@ -221,6 +221,7 @@ class Supervisor:
                         str(self._directory.certificates),
                         "--kubeconfig",
                         str(self._directory.kubeconfig),
+                        *self._mounts(),
                         "--ready-fd",
                         str(ready_write),
                     ),
@@ -231,6 +232,12 @@ class Supervisor:
             os.close(ready_write)
         await self._unless_failed(_read_byte(ready_read), "the API server")
         self._write_kubeconfigs()
+
+    def _mounts(self) -> list[str]:
+        """What virtctl calls is served by the API server itself: the lab needs no second TLS server for it."""
+        if "virt" in self._without:
+            return []
+        return ["--mount", "vmnet.lab.virt.subresources", "--mount-kubeconfig", str(self._directory.inner_kubeconfig)]
 
     def _write_kubeconfigs(self) -> None:
         """The same credentials for both sides; only the address differs."""

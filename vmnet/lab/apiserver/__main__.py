@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import importlib
 import ipaddress
 import logging
 import os
@@ -36,6 +37,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--service-cidr", default="10.96.0.0/16", metavar="CIDR[,CIDR]")
     found.add_argument("--advertise", metavar="ADDRESS", help="endpoint of the kubernetes Service")
     found.add_argument("--host", action="append", default=[], help="another name in the server's certificate")
+    found.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module whose mount(server, kubeconfig) adds a group",
+    )
+    found.add_argument("--mount-kubeconfig", type=Path, metavar="PATH", help="what mounted groups connect with")
     found.add_argument("--ready-fd", type=int, metavar="N", help="gets one line when requests are answered")
     return found
 
@@ -57,6 +66,8 @@ async def _serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    for module in options.mount:
+        importlib.import_module(module).mount(server, options.mount_kubeconfig)
     async with server:
         for path in options.kubeconfig:
             server.kubeconfig(path, url=options.kubeconfig_url)
