@@ -752,7 +752,13 @@ def _custom(definition: Mapping[str, Any]) -> Printer:
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     )
     columns = tuple(
-        Column(item["name"], item["type"], item.get("format", ""), item.get("description", ""), item.get("priority", 0))
+        Column(
+            item["name"],
+            item["type"],
+            item.get("format", ""),
+            item.get("description", ""),
+            int(item.get("priority", 0)),
+        )
         for item in written
     )
     paths = [(item["type"], _path(item["jsonPath"])) for item in written]

@@ -57,7 +57,7 @@ def _ports(service: Object, pod: Object) -> list[Object]:
 
 def _addresses(pod: Object, family: str) -> list[str]:
     status = pod.get("status") or {}
-    found = [item["ip"] for item in status.get("podIPs") or ()] or [status["podIP"]] if status.get("podIP") else []
+    found = [item["ip"] for item in status.get("podIPs") or ()] or list(filter(None, [status.get("podIP")]))
     return [item for item in found if f"IPv{ipaddress.ip_address(item).version}" == family][:1]
 
 
@@ -102,7 +102,7 @@ def slices(service: Object, pods: Sequence[Object]) -> list[Object]:
         SERVICE_NAME: metadata["name"],
         **({HEADLESS: ""} if spec.get("clusterIP") == "None" else {}),
     }
-    made = []
+    made: list[Object] = []
     for family in spec.get("ipFamilies") or ("IPv4",):
         groups: dict[str, tuple[list[Object], list[Object]]] = {}
         for pod in members:
@@ -165,7 +165,9 @@ class Endpoints:
         if service is None:
             return None
         namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
-        wanted = {object_key(item): item for item in slices(service, in_namespace(self._informers[PODS].items(), namespace))}
+        wanted = {
+            object_key(item): item for item in slices(service, in_namespace(self._informers[PODS].items(), namespace))
+        }
         for known in in_namespace(self._informers[ENDPOINT_SLICES].items(), namespace):
             labels = known["metadata"].get("labels") or {}
             if labels.get(SERVICE_NAME) != name or labels.get(MANAGED_BY) != MANAGER:

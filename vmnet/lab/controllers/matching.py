@@ -1,13 +1,14 @@
 """Label selectors, node selectors and tolerations, as they stand in objects. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Labels = Mapping[str, str]
 
 
 def _holds(expression: Mapping[str, Any], labels: Labels) -> bool:
-    key, values = expression["key"], expression.get("values") or ()
+    key: str = expression["key"]
+    values: Sequence[str] = expression.get("values") or ()
     match expression["operator"]:
         case "In":
             return labels.get(key) in values

@@ -25,7 +25,7 @@ def quantity(text: str | int) -> Decimal:
     value = str(text)
     try:
         if value[-2:] in _BINARY:
-            return Decimal(value[:-2]) * 2 ** _BINARY[value[-2:]]
+            return Decimal(value[:-2]) * Decimal(2) ** _BINARY[value[-2:]]
         if value[-1:] in _DECIMAL:
             return Decimal(value[:-1]).scaleb(_DECIMAL[value[-1]])
         return Decimal(value)
@@ -67,11 +67,8 @@ class Picture:
     """Labels of every namespace."""
 
 
-@dataclass(frozen=True, slots=True)
 class Refusal(Exception):
     """No node fits; the message counts why, as kube-scheduler words it."""
-
-    message: str
 
 
 def _affinity(pod: Object, kind: str) -> Mapping[str, Any]:
@@ -146,16 +143,16 @@ class _Chooser:
 
     def _insufficient(self, node: Object) -> str:
         allocatable = (node.get("status") or {}).get("allocatable") or {}
-        used: Counter[str] = Counter()
+        used: dict[str, Decimal] = {}
         for other in self._picture.pods.get(node["metadata"]["name"], ()):
             if not is_finished(other):
                 for name, value in requests(other).items():
-                    used[name] += value  # type: ignore[assignment]
+                    used[name] = used.get(name, Decimal(0)) + value
         for name, value in self._requests.items():
             limit = allocatable.get(name)
             if limit is None and name in ("pods", "cpu", "memory", "ephemeral-storage"):
                 continue  # a node that does not say what it has
-            if value and used[name] + value > quantity(limit or 0):
+            if value and used.get(name, 0) + value > quantity(limit or 0):
                 return "Too many pods" if name == "pods" else f"Insufficient {name}"
         return ""
 
@@ -169,7 +166,9 @@ class _Chooser:
                 if not (alone and self._means(term, self._pod, self._pod) and _domain(node, term["topologyKey"])):
                     return "node(s) didn't match pod affinity rules"
         for term in _required(self._pod, "podAntiAffinity"):
-            if any(self._means(term, self._pod, other) for other in self._together(term, node) if not is_finished(other)):
+            if any(
+                self._means(term, self._pod, other) for other in self._together(term, node) if not is_finished(other)
+            ):
                 return "node(s) didn't match pod anti-affinity rules"
         for there in self._picture.nodes:
             for other in self._picture.pods.get(there["metadata"]["name"], ()):

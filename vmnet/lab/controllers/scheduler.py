@@ -50,7 +50,7 @@ class Scheduler:
             node = choose(pod, self._picture())
         except Refusal as refusal:
             self.unplaced.add(key)
-            await self._refuse(pod, refusal.message)
+            await self._refuse(pod, str(refusal))
             return _RETRY_SECONDS
         await self._bind(pod, node)
         return None
@@ -100,9 +100,7 @@ class Scheduler:
         known = find_condition(before, "PodScheduled")
         if known is not None and known.get("message") == message:
             return
-        conditions, changed = set_condition(
-            before, "PodScheduled", False, "Unschedulable", message, now=self._now()
-        )
+        conditions, changed = set_condition(before, "PodScheduled", False, "Unschedulable", message, now=self._now())
         if changed:
             await self._kube.patch(
                 PODS,
