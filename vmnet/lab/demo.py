@@ -119,6 +119,7 @@ class Scenario:
         }
         outside = await blue.start(["probe", "--json-lines", "send", OUTSIDE_IPV4, "7008", "600"])
         await self._until("the probe is answered", partial(self._all_run, red, list(jobs.values())))
+        await self._until("blue sends to the outside host", partial(self._all_run, blue, [outside]))
         self._step(f"live-migrate blue away from {report.from_node}")
         started = time.monotonic()
         async with self._capture() as captured:

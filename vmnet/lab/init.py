@@ -26,6 +26,7 @@ from vmnet.lab import control, kubectl, namespaces, nodes, topology
 from vmnet.lab.control import Body
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
+from vmnet.lab.guest import probe
 from vmnet.lab.nodes import Held
 from vmnet.lab.processes import Processes, Specification, Status, python_module
 
@@ -171,6 +172,11 @@ class Supervisor:
         if "outside" not in self._without:
             outside = Specification("outside", topology.OUTSIDE, python_module("vmnet.lab.outside"))
             await self._start(outside)
+            if "virt" not in self._without:
+                # The other end of streams that leave the cluster.
+                await self._start(
+                    Specification("outside-probe", topology.OUTSIDE, (str(probe.probe_binary()), "serve"))
+                )
         if "apiserver" not in self._without:
             with self._progress.step("Kubernetes API"):
                 await self._start_api()

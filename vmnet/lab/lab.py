@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final, Self
 from vmnet.lab import control, kubectl, launch, prerequisites
 from vmnet.lab.directory import LabDirectory, State
 from vmnet.lab.errors import LabError
+from vmnet.lab.guest.image import guest_image
 from vmnet.lab.launch import Step
 
 CALL_TIMEOUT: Final = 30.0
@@ -78,6 +80,8 @@ class Lab:
             # Left by a lab that was killed: its processes and links ended with it, its files did not.
             await launch.end(self.directory)
             self.directory.create()
+            if "virt" not in self._without:
+                await self._make_guest_image()
             return await launch.start(
                 self.directory,
                 self._nodes,
@@ -85,6 +89,13 @@ class Lab:
                 dies_with_caller=dies_with_caller,
                 without=self._without,
             )
+
+    async def _make_guest_image(self) -> None:
+        """Before the lab, which is sealed, begins: the kernel is a Debian package that has to be fetched once."""
+        started = time.monotonic()
+        self._listener(Step("guest image"))
+        await asyncio.to_thread(guest_image)
+        self._listener(Step("guest image", round(time.monotonic() - started, 2)))
 
     async def down(self) -> bool:
         """End it, whatever state it is in; returns whether it was running."""

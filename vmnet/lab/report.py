@@ -82,7 +82,7 @@ def write(report: Report, path: Path) -> None:
 
 def show(report: Report, path: Path, console: Console | None = None) -> None:
     """Print the report for a person."""
-    console = console or Console(soft_wrap=True)
+    console = console or Console(soft_wrap=True, emoji=False, highlight=False)
     facts = Table.grid(padding=(0, 2))
     rows = (
         ("machine", f"{report.vm}, QEMU with {report.accelerator or 'unknown accelerator'}"),
