@@ -251,7 +251,7 @@ async def services(rig: Rig, kernel: LinuxKernel) -> AsyncIterator[GuestServices
 async def until(condition: Callable[[], T], deadline: float = DEADLINE) -> T:
     """Wait for a condition that has no event to wait for."""
     async with asyncio.timeout(deadline):
-        while not (found := condition()):  # noqa: ASYNC110
+        while not (found := condition()):
             await asyncio.sleep(0.02)
         return found
 

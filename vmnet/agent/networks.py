@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vmnet.agent.cluster import Cluster
-from vmnet.kernel.api import Kernel, KernelError
+from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NetworkId
@@ -277,7 +277,10 @@ class Networks:
         observed = await self._kernel.observe_network(namespace)
         if observed is None:
             return
-        await self._kernel.apply(network_plan.detach(namespace, port, observed))
+        try:
+            await self._kernel.apply(network_plan.detach(namespace, port, observed))
+        except Gone:
+            log.debug("%s went away while port %s was removed", namespace, port)
         endpoint = self._ports.get(port)
         self._forget(port)
         if endpoint is not None:

@@ -27,12 +27,14 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--node-name", default=os.environ.get("NODE_NAME"), help="this node (default: $NODE_NAME)")
+    node = os.environ.get("NODE_NAME")
+    parser.add_argument("--node-name", default=node, required=not node, help="this node (default: $NODE_NAME)")
     parser.add_argument(
         "--kubeconfig", type=Path, help="file to connect with (default: $KUBECONFIG, then the pod's own)"
     )
     parser.add_argument(
         "--metrics-address",
+        type=host_and_port,
         default="127.0.0.1:9465",
         metavar="HOST:PORT",
         help="where /metrics, /livez and /readyz are served (%(default)s)",
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster-domain", default="cluster.local", help="DNS domain of the cluster (%(default)s)")
     parser.add_argument(
         "--dns-upstream",
+        type=addresses.address,
         action="append",
         default=[],
         metavar="ADDRESS",
@@ -51,15 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT. Nothing is torn down: the next agent adopts the datapath."""
-    if not arguments.node_name:
-        raise ValueError("--node-name is missing: name the node this agent runs on, or set NODE_NAME")
     if arguments.log_level:
         logging.getLogger().setLevel(arguments.log_level.upper())
-    host, port = host_and_port(arguments.metrics_address)
+    host, port = arguments.metrics_address
     settings = Settings(
         node_name=arguments.node_name,
         cluster_domain=arguments.cluster_domain,
-        dns_upstreams=tuple(addresses.address(text) for text in arguments.dns_upstream),
+        dns_upstreams=tuple(arguments.dns_upstream),
         cni_socket=arguments.cni_socket,
     )
     stop = asyncio.Event()

@@ -63,6 +63,14 @@ class LinuxKernel(Kernel):
 
     async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
         """Six dumps, side by side."""
+        try:
+            return await self._observe_network(namespace)
+        except Gone:
+            if namespaces.path_of(namespace).exists():
+                raise
+            return None
+
+    async def _observe_network(self, namespace: NamespaceName) -> NetworkState | None:
         if not namespaces.path_of(namespace).exists():
             return None
         links, neighbours, fdb, routes4, routes6, ruleset = await asyncio.gather(

@@ -217,7 +217,7 @@ async def test_the_world_is_asked_from_inside_the_network_and_requests_are_count
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"noise", ("127.0.0.1", kernel.ports[happy.namespace]))
     async with asyncio.timeout(DEADLINE):
-        while not MALFORMED.labels("counted", "dns")._value.get():  # noqa: ASYNC110
+        while not MALFORMED.labels("counted", "dns")._value.get():
             await asyncio.sleep(0.005)
     assert counted("A", "NOERROR", "local") == 1
     assert counted("A", "SERVFAIL", "failed") == 1

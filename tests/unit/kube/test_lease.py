@@ -18,7 +18,7 @@ QUICK = Timing(lease=2, renew_deadline=1.0, retry=0.05, request=0.3)
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
 
 

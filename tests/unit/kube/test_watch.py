@@ -25,7 +25,7 @@ Step = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -247,7 +247,7 @@ async def test_the_others_ask_on_when_the_first_client_goes_away(resolver: Resol
     forwarder = Forwarder([resolver.upstream], open_socket, try_seconds=5)
     first = asyncio.create_task(forwarder.ask(query(), 512))
     async with asyncio.timeout(10):
-        while not resolver.asked:  # noqa: ASYNC110
+        while not resolver.asked:
             await asyncio.sleep(0.01)
     second = asyncio.create_task(forwarder.ask(query(), 512))
     await asyncio.sleep(0)
