@@ -258,8 +258,10 @@ async def start(machine: Machine, prefix: Sequence[str] = ()) -> asyncio.subproc
     machine.directory.mkdir(parents=True, exist_ok=True)
     log = os.open(machine.directory / "qemu.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        # A guest without its launcher would run on with nobody to answer for it.
+        leash = ("setpriv", "--pdeathsig", "KILL", "--")
         return await asyncio.create_subprocess_exec(
-            *prefix, *command_line(machine), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            *leash, *prefix, *command_line(machine), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
         )
     finally:
         os.close(log)
