@@ -26,6 +26,7 @@ _TOKEN: Final = re.compile(
 )
 _OPENING: Final = {"(": ")", "[": "]", "{": "}"}
 _MACROS: Final = frozenset({"all", "exists", "exists_one", "existsOne", "map", "filter", "transformList"})
+_TWO_VARIABLES: Final = frozenset({"all", "exists", "exists_one", "existsOne"})
 _BUILTIN_NAMES: Final = frozenset(
     {
         *("true", "false", "null", "in", "int", "uint", "double", "bool", "string", "bytes", "list", "map", "type"),
@@ -510,7 +511,8 @@ def _bound(tokens: Sequence[_Token]) -> set[str]:
             and tokens[index + 1].text == "("
         ):
             arguments = _arguments(tokens[index + 2 : _closing(tokens, index + 1)])
-            found.update(name for item in arguments[:2] if (name := _single_name(item)))
+            both = token.text.startswith("transform") or (len(arguments) == 3 and token.text in _TWO_VARIABLES)
+            found.update(name for item in arguments[: 2 if both else 1] if (name := _single_name(item)))
     return found
 
 

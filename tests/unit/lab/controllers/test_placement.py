@@ -116,7 +116,8 @@ def test_terms_speak_of_the_pods_own_namespace_unless_they_name_others() -> None
     there = {"n1": [_pod("x", {"app": "web"}, namespace="b")]}
     own = _pod(affinity=_required("podAntiAffinity", labelSelector=selector))
     assert _place(own, [_node("n1")], there) == "n1"
-    other = _pod(affinity=_required("podAntiAffinity", labelSelector=selector, namespaceSelector={"matchLabels": {"team": "y"}}))  # fmt: skip
+    elsewhere = {"matchLabels": {"team": "y"}}
+    other = _pod(affinity=_required("podAntiAffinity", labelSelector=selector, namespaceSelector=elsewhere))
     with pytest.raises(Refusal):
         _place(other, [_node("n1")], there)
 
