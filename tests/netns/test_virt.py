@@ -24,6 +24,7 @@ from vmnet.lab.guest.agent import GuestAgent
 from vmnet.lab.guest.image import guest_image
 from vmnet.lab.virt import controller, kinds, qemu, subresources
 from vmnet.lab.virt.handler import Handler
+from vmnet.lab.virt.qmp import Qmp
 from vmnet.model import names
 from vmnet.runtime.tasks import TaskScope
 
@@ -192,6 +193,42 @@ class Cluster:
     kube: KubeClient
     kubelet: Kubelet
     root: Path
+    jobs: "Writes"
+    instances: "Writes"
+
+    async def written(self, job: Object) -> tuple[list[str], list[set[str]]]:
+        """What was written about a migration, in the form of ``recorded``."""
+        uid = job["metadata"]["uid"]
+
+        async def all_seen() -> bool:
+            vmi = await self.vmi()
+            return (
+                vmi is not None
+                and kinds.TARGET_NODE_LABEL not in kinds.labels(vmi)
+                and any(
+                    item["metadata"]["resourceVersion"] == vmi["metadata"]["resourceVersion"]
+                    for item in self.instances.seen
+                )
+            )
+
+        await self.until("the watches have caught up", all_seen)
+        return phases(self.jobs.of(uid)), sequence(self.instances.seen, uid)
+
+    async def migrate(self, until: str) -> Object:
+        """Start a migration and wait for the job's phase."""
+        assert await self.call("virtualmachines", "blue", "migrate") == (202, "")
+
+        async def there() -> Object | None:
+            active = [item for item in (await self.kube.list(VMIMS)).items if kinds.phase(item) not in kinds.FINAL]
+            return next((item for item in active if kinds.phase(item) == until), None)
+
+        return dict(await self.until(f"the migration is {until}", there))
+
+    async def place(self, key: str) -> Path:
+        """Directory of the migration's sourcePod or targetPod."""
+        vmi = await self.vmi()
+        assert vmi is not None
+        return self.directory(await self.pod(kinds.migration_state(vmi)[key]))
 
     async def call(self, plural: str, name: str, verb: str, body: Object | None = None) -> tuple[int, str]:
         url = f"{self.server.url}/apis/subresources.kubevirt.io/v1/namespaces/blue-namespace/{plural}/{name}/{verb}"
@@ -276,6 +313,79 @@ def machine(**spec: Any) -> Object:
     }
 
 
+RECORDED = Path(__file__).parents[1] / "data" / "kubevirt" / "migrations.jsonl"
+STATE_KEYS = (
+    *("startTimestamp", "endTimestamp", "targetNodeDomainDetected", "targetNodeDomainReadyTimestamp"),
+    *("completed", "failed", "abortRequested", "abortStatus", "mode", "migrationPolicyName"),
+)
+
+
+def facts(item: Object) -> set[str]:
+    """What the object says of a migration, without names and times."""
+    found = set()
+    state = kinds.migration_state(item)
+    for key in STATE_KEYS:
+        if key in state:
+            value = state[key]
+            found.add(f"{key}={value}" if key in ("completed", "failed", "mode", "abortStatus") else key)
+    if state:
+        found.add("at " + ("target" if item["status"].get("nodeName") == state.get("targetNode") else "source"))
+        found.add(
+            "label "
+            + ("target" if kinds.labels(item).get(kinds.NODE_NAME_LABEL) == state.get("targetNode") else "source")
+        )
+    if kinds.TARGET_NODE_LABEL in kinds.labels(item):
+        found.add("targeted")
+    return found
+
+
+def sequence(writes: list[Object], uid: str) -> list[set[str]]:
+    """The changes of ``facts`` over the writes about one migration."""
+    steps: list[set[str]] = []
+    last: set[str] = set()
+    for item in writes:
+        if kinds.migration_state(item).get("migrationUid") != uid:
+            continue
+        now = facts(item)
+        if now != last:
+            steps.append({f"+{fact}" for fact in now - last} | {f"-{fact}" for fact in last - now})
+            last = now
+    return steps
+
+
+def recorded(scenario: str) -> tuple[list[str], list[set[str]]]:
+    """(phases of the job, changes of the instance) as the real control plane wrote them."""
+    lines = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    own = [line for line in lines if line["scenario"] == scenario]
+    jobs = [line["object"] for line in own if line["resource"] == "virtualmachineinstancemigrations"]
+    instances = [line["object"] for line in own if line["resource"] == "virtualmachineinstances"]
+    return phases(jobs), sequence(instances, jobs[0]["metadata"]["uid"])
+
+
+def phases(jobs: list[Object]) -> list[str]:
+    return [phase for phase in dict.fromkeys(kinds.phase(job) for job in jobs) if phase]
+
+
+@dataclass
+class Writes:
+    """Every version of the objects of one kind."""
+
+    kube: KubeClient
+    resource: Resource
+    seen: list[Object] = field(default_factory=list)
+
+    async def run(self) -> None:
+        version = (await self.kube.list(self.resource)).resource_version
+        while True:
+            with suppress(KubeError):
+                async for event in self.kube.watch(self.resource, version):
+                    version = event.object["metadata"]["resourceVersion"]
+                    self.seen.append(event.object)
+
+    def of(self, uid: str) -> list[Object]:
+        return [item for item in self.seen if item["metadata"]["uid"] == uid]
+
+
 @asynccontextmanager
 async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     # Sockets have paths of at most 107 octets, and pytest's are long.
@@ -300,12 +410,15 @@ async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         for name in NODE_NAMES:
             await kube.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
         kubelet = Kubelet(kube, root)
+        jobs, instances = Writes(kube, VMIMS), Writes(kube, VMIS)
         async with TaskScope() as scope:
+            scope.service(jobs.run(), "watch jobs")
+            scope.service(instances.run(), "watch instances")
             scope.service(controller.run(clients[1]), "controller")
             scope.service(Handler(clients[2], "n1", ("127.0.0.1",)).run(), "handler n1")
             scope.service(Handler(clients[3], "n2", ("127.0.0.2",)).run(), "handler n2")
             scope.service(kubelet.run(), "kubelet")
-            yield Cluster(server, kube, kubelet, root)
+            yield Cluster(server, kube, kubelet, root, jobs, instances)
     finally:
         await mounted.close()
         for client in clients:
@@ -334,6 +447,7 @@ async def test_start_migrate_stop_start_delete(tmp_path: Path, monkeypatch: pyte
         assert "in-flight migration detected" in json.loads(text)["message"]
         done = await made.job_ended()
         assert kinds.phase(done) == "Succeeded"
+        assert await made.written(done) == recorded("B-migration")
         vmi = await made.vmi()
         assert vmi is not None
         state = vmi["status"]["migrationState"]
@@ -378,3 +492,141 @@ async def test_start_migrate_stop_start_delete(tmp_path: Path, monkeypatch: pyte
             return not (await made.kube.list(VMS, "blue-namespace")).items
 
         await made.until("the machine is gone", no_machine)
+
+
+def policy(**spec: Any) -> Object:
+    return {
+        "apiVersion": "migrations.kubevirt.io/v1alpha1",
+        "kind": "MigrationPolicy",
+        "metadata": {"name": "slow"},
+        "spec": {"selectors": {"virtualMachineInstanceSelector": {"speed": "slow"}}, **spec},
+    }
+
+
+async def test_migrations_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, monkeypatch) as made:
+        slow = machine()
+        slow["spec"]["template"]["metadata"] = {"labels": {"speed": "slow"}}
+        # Slow enough that memory is on its way for as long as a test needs.
+        await made.kube.create(kinds.MIGRATION_POLICIES, policy(bandwidthPerMigration="1Mi"))
+        await made.kube.create(VMS, slow, "blue-namespace")
+        vmi = await made.running()
+        agent = GuestAgent(made.directory((await made.kube.list(PODS)).items[0]) / qemu.AGENT_SOCKET)
+        await agent.ready()
+
+        # C4: cancelled before virt-handler heard of it.
+        made.kubelet.hold = True
+        job = await made.migrate("Scheduling")
+        await made.kube.delete(VMIMS, job["metadata"]["name"], "blue-namespace")
+        await made.until("the job is gone", lambda: _absent(made, job))
+        assert phases(made.jobs.of(job["metadata"]["uid"])) == recorded("C4-cancel-before-handoff")[0]
+        assert "migrationState" not in ((await made.vmi()) or {})["status"]
+        made.kubelet.hold = False
+        await made.until("the target pod is gone", lambda: _pods(made, 1))
+
+        # C3: cancelled while it runs.
+        job = await made.migrate("Running")
+        await made.kube.delete(VMIMS, job["metadata"]["name"], "blue-namespace")
+        await made.until("the job is gone", lambda: _absent(made, job))
+        ours, theirs = await made.written(job), recorded("C3-cancel-while-running")
+        assert ours[0] == theirs[0]
+        assert _without_policy(ours[1]) == theirs[1]
+
+        # C1: QEMU gives up on the source.
+        job = await made.migrate("Running")
+        async with await Qmp.connect(await made.place("sourcePod") / qemu.API_QMP_SOCKET) as monitor:
+            await monitor.execute("migrate_cancel")
+        await made.job_ended()
+        ours, theirs = await made.written(job), recorded("C1-failed-while-running")
+        assert ours[0] == theirs[0]
+        # There the target's word came too late to be recorded; all else is in that order.
+        steps = [step - {"+targetNodeDomainDetected"} for step in _without_policy(ours[1])]
+        assert [step for step in steps if step] == theirs[1]
+
+        # C2: the target's QEMU dies; whoever sees it first says so.
+        job = await made.migrate("Running")
+        async with await Qmp.connect(await made.place("targetPod") / qemu.API_QMP_SOCKET) as monitor:
+            await monitor.execute("quit")
+        failed = await made.job_ended()
+        assert kinds.phase(failed) == "Failed"
+        assert failed["status"]["migrationState"]["failureReason"]
+        assert (await agent.run(["true"])).exit == 0
+        assert ((await made.vmi()) or {})["status"]["nodeName"] == vmi["status"]["nodeName"]
+        agent.close()
+
+        # C5: post-copy; the policy leaves pre-copy no time.
+        await made.kube.patch(
+            kinds.MIGRATION_POLICIES, "slow", {"spec": {"allowPostCopy": True, "completionTimeoutPerGiB": 1}}
+        )
+        assert (await made.call("virtualmachines", "blue", "migrate"))[0] == 202
+        done = await made.job_ended()
+        assert kinds.phase(done) == "Succeeded"
+        ours, theirs = await made.written(done), recorded("C5-post-copy")
+        assert ours[0] == theirs[0]
+        assert _without_policy(ours[1]) == _without_policy(theirs[1])
+        async with GuestAgent(await made.place("targetPod") / qemu.AGENT_SOCKET) as moved:
+            assert (await moved.run(["true"])).exit == 0
+
+
+async def _absent(made: Cluster, job: Object) -> bool:
+    return all(item["metadata"]["uid"] != job["metadata"]["uid"] for item in (await made.kube.list(VMIMS)).items)
+
+
+async def _pods(made: Cluster, count: int) -> bool:
+    return len((await made.kube.list(PODS)).items) == count
+
+
+def _without_policy(steps: list[set[str]]) -> list[set[str]]:
+    return [step - {"+migrationPolicyName"} for step in steps]
+
+
+async def test_pause_console_restart_and_shutdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, monkeypatch) as made:
+        await made.kube.create(VMS, machine(), "blue-namespace")
+        vmi = await made.running()
+        await console(made)
+
+        assert await made.call("virtualmachineinstances", "blue", "pause") == (200, "")
+
+        async def paused() -> bool:
+            vm = await made.kube.get(VMS, "blue", "blue-namespace")
+            pod = (await made.kube.list(PODS)).items[0]
+            return vm["status"]["printableStatus"] == "Paused" and not kinds.is_true(pod, "Ready")
+
+        await made.until("the guest is paused and its pod not ready", paused)
+        assert (await made.call("virtualmachineinstances", "blue", "pause"))[0] == 409
+        assert await made.call("virtualmachineinstances", "blue", "unpause") == (200, "")
+        await made.running()
+
+        async def another() -> Object | None:
+            now = await made.vmi()
+            running = now and kinds.phase(now) == "Running" and kinds.is_true(now, "Ready")
+            return now if running and now["metadata"]["uid"] != vmi["metadata"]["uid"] else None
+
+        assert await made.call("virtualmachines", "blue", "restart") == (202, "")
+        vmi = await made.until("another instance runs", another)
+        assert not (await made.kube.get(VMS, "blue", "blue-namespace"))["status"].get("stateChangeRequests")
+
+        pod = next(item for item in (await made.kube.list(PODS)).items if kinds.pod_alive(item))
+        async with GuestAgent(made.directory(pod) / qemu.AGENT_SOCKET) as agent:
+            await agent.start(["poweroff"])
+        await made.until("a machine that runs always comes back", another)
+
+
+async def console(made: Cluster) -> None:
+    place = "namespaces/blue-namespace/virtualmachineinstances/blue/console"
+    url = f"{made.server.url}/apis/subresources.kubevirt.io/v1/{place}"
+    headers = {"Authorization": f"Bearer {made.server.tokens.admin}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.ws_connect(url, protocols=("plain.kubevirt.io",), ssl=False) as socket,
+        asyncio.timeout(30),
+    ):
+        assert socket.protocol == "plain.kubevirt.io"
+        text = b""
+        while b"42-on-blue" not in text:
+            if text.endswith(b"# ") or not text:
+                await socket.send_bytes(b"echo $((6*7))-on-$(hostname)\n")
+            message = await socket.receive()
+            assert message.type == aiohttp.WSMsgType.BINARY
+            text += message.data

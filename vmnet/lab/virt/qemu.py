@@ -196,7 +196,7 @@ class Settings:
     """How to migrate. ``downtime_ms``: the longest pause aimed at; ``bandwidth``: octets a second, 0 for no limit."""
 
     post_copy: bool = False
-    downtime_ms: int = 300
+    downtime_ms: int = 50
     bandwidth: int = 0
     auto_converge: bool = False
 
@@ -234,6 +234,11 @@ async def send(monitor: Qmp, connection: socket.socket, settings: Settings = Set
 def is_migration(event: Event, *states: str) -> bool:
     """Whether it reports one of these states of a migration."""
     return event.name == "MIGRATION" and event.data.get("status") in states
+
+
+async def allow_downtime(monitor: Qmp, milliseconds: int) -> None:
+    """Let a running migration pause the guest for longer, so that it comes to an end. Raises QemuError."""
+    await monitor.execute("migrate-set-parameters", **{"downtime-limit": milliseconds})
 
 
 async def finished(monitor: Qmp, timeout: float, since: int = 0) -> str:
