@@ -129,6 +129,7 @@ async def run(arguments: argparse.Namespace) -> None:
         KubeletServer(kubelet.worker, token_of(arguments.kubeconfig)).application(),
         handle_signals=False,
         shutdown_timeout=1,
+        access_log=None,
     )
     await runner.setup()
     for address in arguments.address:

@@ -182,8 +182,9 @@ def _last_line(path: Path) -> str:
 
 
 async def make_network_namespace(name: str) -> str:
-    """``ip netns add``; the path that CNI is given. Raises RuntimeFault."""
+    """A namespace with its loopback up; the path that CNI is given. Raises RuntimeFault."""
     await _ip("netns", "add", name)
+    await _ip("-n", name, "link", "set", "lo", "up")
     return f"/run/netns/{name}"
 
 
