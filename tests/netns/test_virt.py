@@ -195,6 +195,22 @@ class Cluster:
     root: Path
     jobs: "Writes"
     instances: "Writes"
+    handlers: list[asyncio.Task[None]] = field(default_factory=list)
+    restart_handlers: Callable[[], Awaitable[None]] = field(init=False)
+
+    def start_handlers(self, scope: TaskScope, clients: list[KubeClient]) -> None:
+        for number, client in enumerate(clients, start=1):
+            handler = Handler(client, f"n{number}", (f"127.0.0.{number}",))
+            self.handlers.append(scope.start(handler.run(), f"handler n{number}"))
+
+        async def restart() -> None:
+            for task in self.handlers:
+                task.cancel()
+            await asyncio.wait(self.handlers)
+            self.handlers.clear()
+            self.start_handlers(scope, clients)
+
+        self.restart_handlers = restart
 
     async def written(self, job: Object) -> tuple[list[str], list[set[str]]]:
         """What was written about a migration, in the form of ``recorded``."""
@@ -223,6 +239,9 @@ class Cluster:
             return next((item for item in active if kinds.phase(item) == until), None)
 
         return dict(await self.until(f"the migration is {until}", there))
+
+    async def detected(self) -> bool:
+        return bool(kinds.migration_state(await self.vmi() or {"status": {}}).get("targetNodeDomainDetected"))
 
     async def place(self, key: str) -> Path:
         """Directory of the migration's sourcePod or targetPod."""
@@ -415,10 +434,10 @@ async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
             scope.service(jobs.run(), "watch jobs")
             scope.service(instances.run(), "watch instances")
             scope.service(controller.run(clients[1]), "controller")
-            scope.service(Handler(clients[2], "n1", ("127.0.0.1",)).run(), "handler n1")
-            scope.service(Handler(clients[3], "n2", ("127.0.0.2",)).run(), "handler n2")
             scope.service(kubelet.run(), "kubelet")
-            yield Cluster(server, kube, kubelet, root, jobs, instances)
+            made = Cluster(server, kube, kubelet, root, jobs, instances)
+            made.start_handlers(scope, clients[2:])
+            yield made
     finally:
         await mounted.close()
         for client in clients:
@@ -526,6 +545,7 @@ async def test_migrations_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         # C3: cancelled while it runs.
         job = await made.migrate("Running")
+        await made.until("the target has heard of it", made.detected)
         await made.kube.delete(VMIMS, job["metadata"]["name"], "blue-namespace")
         await made.until("the job is gone", lambda: _absent(made, job))
         ours, theirs = await made.written(job), recorded("C3-cancel-while-running")
@@ -534,6 +554,7 @@ async def test_migrations_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         # C1: QEMU gives up on the source.
         job = await made.migrate("Running")
+        await made.until("the target has heard of it", made.detected)
         async with await Qmp.connect(await made.place("sourcePod") / qemu.API_QMP_SOCKET) as monitor:
             await monitor.execute("migrate_cancel")
         await made.job_ended()
@@ -553,6 +574,16 @@ async def test_migrations_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (await agent.run(["true"])).exit == 0
         assert ((await made.vmi()) or {})["status"]["nodeName"] == vmi["status"]["nodeName"]
         agent.close()
+
+        # Both virt-handlers restart while memory is on its way: QEMU goes on, and they take it up again.
+        await made.kube.patch(kinds.MIGRATION_POLICIES, "slow", {"spec": {"bandwidthPerMigration": "8Mi"}})
+        job = await made.migrate("Running")
+        await made.until("the target has heard of it", made.detected)
+        await made.restart_handlers()
+        assert kinds.phase(await made.job_ended()) == "Succeeded"
+        vmi = await made.running()
+        assert vmi["status"]["nodeName"] == "n2"
+        await made.kube.patch(kinds.MIGRATION_POLICIES, "slow", {"spec": {"bandwidthPerMigration": "1Mi"}})
 
         # C5: post-copy; the policy leaves pre-copy no time.
         await made.kube.patch(

@@ -7,9 +7,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from vmnet.kube.api import NODES, PODS, VMIS, Conflict, Kube, KubeError, NotFound, Object, object_key
+from vmnet.kube.codec import decode_time
 from vmnet.kube.events import Recorder
 from vmnet.kube.watch import ListWatch
 from vmnet.lab.virt import domains, kinds, qemu
@@ -29,7 +31,9 @@ CONNECT_SECONDS: Final = 0.5
 """How long one round waits for QEMU's monitor; the key comes back until it is there."""
 _AGAIN: Final = 0.2
 _AGENT_FAST, _AGENT_SLOW = 0.5, 10.0
-"""Seconds between questions to the guest's agent: until it has told addresses, and afterwards."""
+"""Seconds between questions to the guest's agent: until it has told addresses of both families, and afterwards."""
+_SETTLED_SECONDS: Final = 30.0
+"""A guest that has run for so long has all the addresses it is going to get."""
 _ACCEPT_SECONDS: Final = 60.0
 _HAND_OVER_SECONDS: Final = 10.0
 """How long a source that has sent its guest waits for the target's word before it ends."""
@@ -56,7 +60,7 @@ class Handler:
         """By migration uid: what this node sends, or has sent, away."""
         self._receiving: dict[str, Domain | None] = {}
         """By migration uid: what this node receives, or has received."""
-        self._asked_agent: dict[str, float] = {}
+        self._ask_agent_at: dict[str, float] = {}
         self._stopping: dict[str, float] = {}
         self._tasks = TaskSet()
         self.queue = KeyedQueue()
@@ -135,6 +139,8 @@ class Handler:
         status = vmi.get("status") or {}
         state = kinds.migration_state(vmi)
         again = None
+        if state.get("sourceNode") == self._node and state.get("completed") and not state.get("failed"):
+            await self._clean_up_source(key, vmi, pods)
         if state.get("targetNode") == self._node:
             again = await self._target(key, vmi, pods)
         if status.get("nodeName") == self._node and kinds.phase(vmi) in ("Scheduled", "Running"):
@@ -213,18 +219,19 @@ class Handler:
     async def _ask_guest(self, vmi: Object, domain: Domain) -> float | None:
         """Addresses and operating system, from the guest's agent."""
         uid = vmi["metadata"]["uid"]
-        told = any(entry.get("ipAddresses") for entry in (vmi.get("status") or {}).get("interfaces") or [])
-        period = _AGENT_SLOW if told else _AGENT_FAST
-        left = self._asked_agent.get(uid, -period) + period - time.monotonic()
+        left = self._ask_agent_at.get(uid, 0) - time.monotonic()
         if left > 0:
             return left
         if kinds.migrating(vmi) or domain.paused:
             return _AGENT_FAST
         facts = await domain.guest_facts()
-        self._asked_agent[uid] = time.monotonic()
+        settled = facts is not None and (
+            len({":" in address for address in facts.addresses}) == 2 or _running_long(vmi)
+        )
+        period = _AGENT_SLOW if settled else _AGENT_FAST
+        self._ask_agent_at[uid] = time.monotonic() + period
         if facts is None:
             return period
-        # A machine with two families gets them one after the other: ask soon again for the second.
 
         def connected(item: Object) -> None:
             status = item["status"]
@@ -245,8 +252,7 @@ class Handler:
                         entry |= {"ipAddress": facts.addresses[0], "ipAddresses": list(facts.addresses)}
 
         await self._change(vmi, connected)
-        families = {":" in address for address in facts.addresses}
-        return _AGENT_SLOW if len(families) == 2 else _AGENT_FAST * 2
+        return period
 
     async def _follow_pause(self, vmi: Object, domain: Domain) -> None:
         """The condition Paused follows QEMU's own state, but for the pause of a migration."""
@@ -314,7 +320,7 @@ class Handler:
             )
             await self._recorder.event(vmi, reason, message, "Normal" if well else "Warning")
         self._stopping.pop(vmi["metadata"]["uid"], None)
-        self._asked_agent.pop(vmi["metadata"]["uid"], None)
+        self._ask_agent_at.pop(vmi["metadata"]["uid"], None)
         return None
 
     # Migration: the source
@@ -342,18 +348,12 @@ class Handler:
         since = len(domain.monitor.events)
         failure = ""
         try:
-            connection = await _dial(str(state["targetNodeAddress"]), state["targetDirectMigrationNodePorts"])
-            with connection:
-
-                def begun(item: Object) -> None:
-                    own = _own(item, uid)
-                    own["startTimestamp"] = kinds.now()
-                    own["mode"] = "PreCopy"
-
-                vmi = await self._change(vmi, begun)
-                await self._recorder.event(vmi, "Migrating", "VirtualMachineInstance is migrating.")
-                await qemu.send(domain.monitor, connection, settings)
-            outcome = await self._follow(vmi, domain, uid, settings, since)
+            if state.get("startTimestamp"):
+                # A predecessor of this process started it; QEMU went on without it.
+                outcome = await self._outcome(domain)
+            else:
+                vmi = await self._begin(vmi, domain, uid, settings)
+                outcome = await self._follow(vmi, domain, uid, settings, since)
             if outcome != "completed":
                 failure = await qemu.failure(domain.monitor)
         except (QemuError, OSError, TimeoutError) as error:
@@ -361,7 +361,7 @@ class Handler:
         except _Overtaken:
             return
         if failure:
-            await self._sending_failed(vmi, uid, failure)
+            await self._sending_failed(vmi, uid, failure, domain)
             return
         stops = [event for event in domain.monitor.events[since:] if event.name == "STOP"]
         if stops:
@@ -369,6 +369,30 @@ class Handler:
         await self._until_taken_over(vmi, uid)
         await domain.quit()
         self.queue.add(key)
+
+    async def _begin(self, vmi: Object, domain: Domain, uid: str, settings: Settings) -> Object:
+        """Connect to the target's node and give QEMU the connection. Raises QemuError, OSError, TimeoutError."""
+        state = kinds.migration_state(vmi)
+        with await _dial(str(state["targetNodeAddress"]), state["targetDirectMigrationNodePorts"]) as connection:
+
+            def begun(item: Object) -> None:
+                own = _own(item, uid)
+                own["startTimestamp"] = kinds.now()
+                own["mode"] = "PreCopy"
+
+            vmi = await self._change(vmi, begun)
+            await self._recorder.event(vmi, "Migrating", "VirtualMachineInstance is migrating.")
+            await qemu.send(domain.monitor, connection, settings)
+        return vmi
+
+    @staticmethod
+    async def _outcome(domain: Domain) -> str:
+        """The state a migration ends in whose beginning this process did not see. Raises QemuError."""
+        while (status := await qemu.migration_status(domain.monitor)) not in qemu.ENDED:
+            if not status:
+                return "failed"  # it was never given to QEMU
+            await asyncio.sleep(_AGAIN)
+        return status
 
     async def _follow(self, vmi: Object, domain: Domain, uid: str, settings: Settings, since: int) -> str:
         """Wait for the end; with post-copy, change over when pre-copy takes longer than the policy allows."""
@@ -407,12 +431,13 @@ class Handler:
                 raise
             raise _Unfinished(str(error)) from None
 
-    async def _sending_failed(self, vmi: Object, uid: str, failure: str) -> None:
-        aborted = False
+    async def _sending_failed(self, vmi: Object, uid: str, failure: str, domain: Domain) -> None:
+        aborted = post_copy = False
 
         def failed(item: Object) -> None:
-            nonlocal aborted
+            nonlocal aborted, post_copy
             own = _own(item, uid)
+            post_copy = own.get("mode") == "PostCopy"
             if own.get("completed"):
                 raise _Overtaken
             aborted = bool(own.get("abortRequested"))
@@ -425,8 +450,13 @@ class Handler:
         try:
             vmi = await self._change(vmi, failed)
         except _Overtaken:
-            return
-        reason = kinds.migration_state(vmi)["failureReason"]
+            if not post_copy:
+                return
+        if post_copy:
+            # Part of its memory is lost with the target: neither side can go on.
+            await self._change(vmi, lambda item: kinds.set_phase(item, "Failed"))
+            await domain.quit()
+        reason = kinds.migration_state(vmi).get("failureReason", failure)
         if aborted:
             await self._recorder.event(vmi, "Migrating", "VirtualMachineInstance is aborting migration.")
         message = f"VirtualMachineInstance migration uid {uid} failed. reason:{reason}"
@@ -443,6 +473,16 @@ class Handler:
                         return
                     await asyncio.sleep(0.05)
 
+    async def _clean_up_source(self, key: str, vmi: Object, pods: list[Object]) -> None:
+        """A QEMU that has sent its guest away ends, also when the virt-handler that sent it is gone."""
+        state = kinds.migration_state(vmi)
+        pod = next((item for item in pods if item["metadata"]["name"] == state.get("sourcePod")), None)
+        if pod is None or not kinds.pod_alive(pod) or (vmi.get("status") or {}).get("nodeName") == self._node:
+            return
+        domain = await self._domain(key, pod)
+        if domain is not None and not domain.gone and await domain.status() == "postmigrate":
+            await domain.quit()
+
     # Migration: the target
 
     async def _target(self, key: str, vmi: Object, pods: list[Object]) -> float | None:
@@ -451,7 +491,7 @@ class Handler:
         pod = next((item for item in pods if item["metadata"]["name"] == state.get("targetPod")), None)
         if state.get("completed"):
             return await self._clean_up(key, vmi, pod)
-        if uid in self._receiving or pod is None or state.get("targetNodeAddress") or not kinds.pod_alive(pod):
+        if uid in self._receiving or pod is None or not kinds.pod_alive(pod):
             return None
         domain = await self._domain(key, pod)
         if domain is None:
@@ -489,21 +529,8 @@ class Handler:
     async def _receive_guest(self, vmi: Object, domain: Domain, uid: str, pods: list[Object]) -> None:
         state = kinds.migration_state(vmi)
         since = len(domain.monitor.events)
-        with _listen(self._addresses) as (listener, address, port):
-
-            def listening(item: Object) -> None:
-                own = _own(item, uid)
-                own["targetNodeAddress"] = address
-                own["targetDirectMigrationNodePorts"] = {str(port): 0}
-
-            vmi = await self._change(vmi, listening)
-            message = f"Migration Target is listening at {address}, on ports: {port}"
-            await self._recorder.event(vmi, "PreparingTarget", "VirtualMachineInstance Migration Target Prepared.")
-            await self._recorder.event(vmi, "PreparingTarget", message)
-            async with asyncio.timeout(_ACCEPT_SECONDS):
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-        with connection:
-            await qemu.receive(domain.monitor, connection, settings_of(state))
+        if not state.get("startTimestamp"):
+            vmi = await self._accept(vmi, domain, uid)
 
         def detected(item: Object) -> None:
             _own(item, uid)["targetNodeDomainDetected"] = True
@@ -512,12 +539,10 @@ class Handler:
         resumed = await self._arrived(domain, since)
 
         def ready(item: Object) -> None:
-            _own(item, uid)["targetNodeDomainReadyTimestamp"] = kinds.now()
+            _own(item, uid).setdefault("targetNodeDomainReadyTimestamp", kinds.now())
 
         vmi = await self._change(vmi, ready)
-        outcome = await qemu.finished(domain.monitor, 300, since)
-        if outcome != "completed":
-            raise QemuError(f"the migration ended as {outcome}")
+        await self._complete(domain, since)
 
         def moved(item: Object) -> None:
             own = _own(item, uid)
@@ -534,21 +559,54 @@ class Handler:
 
         def completed(item: Object) -> None:
             _own(item, uid)["completed"] = True
-            if stopped is not None:
-                noted = item["metadata"].setdefault("annotations", {})
+            noted = item["metadata"].setdefault("annotations", {})
+            noted.pop(kinds.PAUSE_ANNOTATION, None)
+            if stopped is not None and resumed is not None:
                 noted[kinds.PAUSE_ANNOTATION] = f"{(resumed - stopped) * 1000:.3f}"
 
         await self._change(vmi, completed)
 
+    async def _accept(self, vmi: Object, domain: Domain, uid: str) -> Object:
+        """Let the source's node connect, and QEMU read from there. Raises QemuError, OSError, TimeoutError."""
+        settings = settings_of(kinds.migration_state(vmi))
+        with _listen(self._addresses) as (listener, address, port):
+
+            def listening(item: Object) -> None:
+                own = _own(item, uid)
+                own["targetNodeAddress"] = address
+                own["targetDirectMigrationNodePorts"] = {str(port): 0}
+
+            vmi = await self._change(vmi, listening)
+            message = f"Migration Target is listening at {address}, on ports: {port}"
+            await self._recorder.event(vmi, "PreparingTarget", "VirtualMachineInstance Migration Target Prepared.")
+            await self._recorder.event(vmi, "PreparingTarget", message)
+            async with asyncio.timeout(_ACCEPT_SECONDS):
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with connection:
+            await qemu.receive(domain.monitor, connection, settings)
+        return vmi
+
     @staticmethod
-    async def _arrived(domain: Domain, since: int) -> float:
-        """When the guest went on here, by QEMU's clock. Raises QemuError when it never does."""
+    async def _arrived(domain: Domain, since: int) -> float | None:
+        """When the guest went on here, by QEMU's clock; None if that was before we looked. Raises QemuError."""
+        if await domain.status() == "running":
+            heard = [event.time for event in domain.monitor.events[since:] if event.name == "RESUME"]
+            return heard[0] if heard else None
         event = await domain.monitor.wait_for(
             lambda event: event.name == "RESUME" or qemu.is_migration(event, "failed"), 300, since
         )
         if event.name != "RESUME":
             raise QemuError("the migration failed")
         return event.time
+
+    @staticmethod
+    async def _complete(domain: Domain, since: int) -> None:
+        """Wait until all of the guest's memory is here. Raises QemuError when it does not come."""
+        if await qemu.migration_status(domain.monitor) == "completed":
+            return
+        outcome = await qemu.finished(domain.monitor, 300, since)
+        if outcome != "completed":
+            raise QemuError(f"the migration ended as {outcome}")
 
     # Writing
 
@@ -578,6 +636,15 @@ class _Overtaken(KubeError):
 
     def __init__(self) -> None:
         super().__init__("overtaken by another instance or migration")
+
+
+def _running_long(vmi: Object) -> bool:
+    times = {
+        entry["phase"]: entry["phaseTransitionTimestamp"]
+        for entry in (vmi.get("status") or {}).get("phaseTransitionTimestamps") or []
+    }
+    since = times.get("Running")
+    return since is not None and (datetime.now(UTC) - decode_time(since)).total_seconds() > _SETTLED_SECONDS
 
 
 def _own(item: Object, uid: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """virt-controller's VirtualMachineInstanceMigrations: target pod, hand-over to virt-handler, outcome."""
 
 import copy
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ KEPT: Final = 5
 """Finished jobs of one instance that are kept."""
 UNSCHEDULABLE_SECONDS: Final = 300.0
 PENDING_SECONDS: Final = 900.0
+SOURCE_SECONDS: Final = 3.0
+"""How long the source may take to report a migration whose target is down."""
 ABORT_CONDITION: Final = "migrationAbortRequested"
 
 
@@ -62,6 +65,7 @@ class Migrations:
     def __init__(self, kube: Kube, recorder: Recorder) -> None:
         self._kube = kube
         self._recorder = recorder
+        self._down_since: dict[str, float] = {}
         self.queue = KeyedQueue()
 
     async def reconcile(self, key: str) -> float | None:
@@ -100,8 +104,7 @@ class Migrations:
             return await self._create_target(job, vmi)
         state = own_state(job, vmi)
         if not state.get("completed") and phase != "Pending" and (target is None or not kinds.pod_alive(target)):
-            await self._target_down(job, vmi, bool(state))
-            return None
+            return await self._target_down(job, vmi, state)
         if phase == "Scheduled" and target is not None and not state:
             await self._hand_over(job, vmi, pods, target)
             return 0.0
@@ -237,10 +240,16 @@ class Migrations:
 
     # Ends
 
-    async def _target_down(self, job: Object, vmi: Object, handed_over: bool) -> None:
-        if handed_over:
+    async def _target_down(self, job: Object, vmi: Object, state: dict[str, Any]) -> float | None:
+        uid = job["metadata"]["uid"]
+        if state.get("startTimestamp"):
+            # The source's virt-handler sees its connection break and knows more: its word comes first.
+            left = self._down_since.setdefault(uid, time.monotonic()) + SOURCE_SECONDS - time.monotonic()
+            if left > 0:
+                return left
+        self._down_since.pop(uid, None)
+        if state:
             stamp = kinds.now()
-            state = own_state(job, vmi)
             operations: list[Object] = [
                 {"op": "test", "path": "/status/migrationState/migrationUid", "value": job["metadata"]["uid"]},
                 {"op": "add", "path": "/status/migrationState/failed", "value": True},
@@ -253,10 +262,10 @@ class Migrations:
                 {"op": "add", "path": "/status/migrationState/failureReason", "value": "Target pod is down"}
             )
             vmi = await self._patch_instance(vmi, operations)
-            uid = job["metadata"]["uid"]
             message = f"VirtualMachineInstance migration uid {uid} failed. reason: Target pod is down"
             await self._recorder.event(vmi, "FailedMigration", message, "Warning")
         await self._fail(job, vmi, "Migration failed because target pod shutdown during migration")
+        return None
 
     async def _abort(self, job: Object, vmi: Object, target: Object | None) -> bool:
         """The job was deleted. Returns whether that settles it; otherwise it ends as virt-handler says."""

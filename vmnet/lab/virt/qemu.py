@@ -189,6 +189,8 @@ def _says_ready(process: subprocess.Popen[bytes], log: Path) -> bool:
 # Migration
 
 POST_COPY: Final = "postcopy-ram"
+ENDED: Final = ("completed", "failed", "cancelled", "postcopy-paused")
+"""States that a migration does not leave by itself; the last is what a post-copy is in whose connection broke."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +244,14 @@ async def allow_downtime(monitor: Qmp, milliseconds: int) -> None:
 
 
 async def finished(monitor: Qmp, timeout: float, since: int = 0) -> str:
-    """The state a migration ends in: completed, failed or cancelled. Raises QemuError at the timeout."""
-    event = await monitor.wait_for(
-        lambda event: is_migration(event, "completed", "failed", "cancelled"), timeout, since=since
-    )
+    """The state a migration ends in, one of ``ENDED``. Raises QemuError at the timeout."""
+    event = await monitor.wait_for(lambda event: is_migration(event, *ENDED), timeout, since=since)
     return str(event.data["status"])
+
+
+async def migration_status(monitor: Qmp) -> str:
+    """The state of the newest migration; empty when there was none. Raises QemuError."""
+    return str((await monitor.execute("query-migrate")).get("status") or "")
 
 
 async def failure(monitor: Qmp) -> str:
