@@ -27,6 +27,7 @@ OUTSIDE_IPV4: Final = "172.30.0.100"
 NETWORK: Final = "happy-tenant"
 STALL_LIMIT_MS: Final = 3000
 """A stream that stood still for longer counts as broken."""
+BOOT_SECONDS: Final = 90.0
 RUN_ON_S: Final = 6
 """How long the streams go on after the migration: longer than STALL_LIMIT_MS, or a stall could hide in the end."""
 
@@ -360,7 +361,9 @@ class Scenario:
         for pod in pods["items"]:
             runs = pod["spec"].get("nodeName") == node and pod["status"].get("phase") == "Running"
             if runs and pod["metadata"]["annotations"].get(names.DOMAIN_ANNOTATION) == name:
-                return GuestAgent(self._lab.pod_directory(pod["metadata"]["uid"]) / "agent.sock")
+                agent = GuestAgent(self._lab.pod_directory(pod["metadata"]["uid"]) / "agent.sock")
+                await agent.ready(BOOT_SECONDS)  # a machine is Ready when QEMU runs; its guest boots then
+                return agent
         raise DemoError(f"{namespace}/{name} has no running launcher pod on {node}")
 
     async def _subresource(self, namespace: str, name: str, verb: str) -> None:

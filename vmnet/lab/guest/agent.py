@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from vmnet.lab.errors import LabError
 
-REQUEST_TIMEOUT: Final = 10.0
+REQUEST_TIMEOUT: Final = 30.0
 """Seconds for one answer from a guest that is up; a booting one is waited for as long as the caller says."""
 _RETRY_AFTER: Final = 1.0
 """Seconds without an answer after which a request is sent again: the guest may have moved to another QEMU."""
