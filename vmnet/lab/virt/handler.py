@@ -41,8 +41,8 @@ _HAND_OVER_SECONDS: Final = 10.0
 DOWNTIME_AIM_MS: Final = 50
 """The pause to aim at first. With KubeVirt's limit of 900 ms a small guest is stopped with much of its memory still to
 send (measured: 90 to 560 ms); with 50 it takes one more round and pauses for 6 to 20."""
-_AIM_SECONDS: Final = 5.0
-"""How long that is tried before the policy's own limit holds."""
+_AIM_SECONDS: Final = 1.0
+"""How long that is tried before twice as long a pause is allowed, up to the policy's own limit."""
 
 Change = Callable[[Object], None]
 
@@ -399,19 +399,24 @@ class Handler:
         configuration = kinds.migration_state(vmi).get("migrationConfiguration") or {}
         gibibytes = max(octets(memory_of(vmi)) / 2**30, 0.001)
         limit = float(configuration.get("completionTimeoutPerGiB", 150)) * gibibytes
-        with suppress(_Unfinished):
-            return await self._finished(domain, min(limit, _AIM_SECONDS), since)
+        started = time.monotonic()
         most = int(configuration.get("maxDowntimeMs") or settings.downtime_ms)
-        await qemu.allow_downtime(domain.monitor, most)
+        downtime = settings.downtime_ms
+        while downtime < most and (left := limit - (time.monotonic() - started)) > 0:
+            with suppress(_Unfinished):
+                return await self._finished(domain, min(left, _AIM_SECONDS), since)
+            downtime = min(2 * downtime, most)
+            await qemu.allow_downtime(domain.monitor, downtime)
+        left = limit - (time.monotonic() - started)
         if not settings.post_copy:
             # The real one also gives up a migration that gets nowhere; a small guest gets a fair minimum.
             try:
-                return await self._finished(domain, max(limit, 30.0), since)
+                return await self._finished(domain, max(left, 30.0), since)
             except _Unfinished:
                 await self._cancel(domain)
                 return await qemu.finished(domain.monitor, 30, since)
         try:
-            return await self._finished(domain, max(limit - _AIM_SECONDS, 0.01), since)
+            return await self._finished(domain, max(left, 0.01), since)
         except _Unfinished:
 
             def post_copy(item: Object) -> None:
