@@ -70,32 +70,33 @@ class Scenario:
     async def run(self) -> Report:
         """The whole scenario. Raises DemoError when a step cannot be done at all."""
         started = time.monotonic()
-        await self._create()
-        red, blue = await self._guest(*RED), await self._guest(*BLUE)
+        await self.create()
+        red, blue = await self.guest(*RED), await self.guest(*BLUE)
         report = self.report
         report.accelerator = self._lab.accelerator
-        report.from_node = await self._vmi(*BLUE, "{.status.nodeName}")
-        report.addresses_before = await self._addresses(blue)
-        report.vmi_interfaces = json.loads(await self._vmi(*BLUE, "{.status.interfaces}") or "[]")
-        report.claims = await self._claims()
+        report.from_node = await self.vmi(*BLUE, "{.status.nodeName}")
+        report.addresses_before = await self.addresses(blue)
+        report.vmi_interfaces = json.loads(await self.vmi(*BLUE, "{.status.interfaces}") or "[]")
+        report.claims = await self.claims()
         self._step("ping and names")
         await self._ping(red, report.addresses_before)
         report.gateway_mac_before = await self._gateway_mac(blue)
         report.dns += await self._lookups(red, report.addresses_before, "before")
         await self._migrate_under_traffic(red, blue)
-        blue = await self._guest(*BLUE)
-        report.addresses_after = await self._addresses(blue)
+        blue = await self.guest(*BLUE)
+        report.addresses_after = await self.addresses(blue)
         report.gateway_mac_after = await self._gateway_mac(blue)
         report.dns += await self._lookups(red, report.addresses_after, "after the migration")
         await self._restart_elsewhere()
-        report.claims = await self._claims()
+        report.claims = await self.claims()
         report.duration_s = round(time.monotonic() - started, 1)
         report.problems = self._judge()
         return report
 
     # Steps
 
-    async def _create(self) -> None:
+    async def create(self) -> None:
+        """Apply the demo's objects and wait for both machines."""
         self._step("apply the network and two VMs")
         await self._kubectl("apply", "-f", str(MANIFEST))
         await self._kubectl(
@@ -103,7 +104,7 @@ class Scenario:
         )
         self._step("boot red and blue")
         for namespace, name in (RED, BLUE):
-            await self._until(
+            await self.until(
                 f"VirtualMachineInstance {namespace}/{name} exists", partial(self._exists, namespace, name)
             )
             await self._kubectl("wait", "-n", namespace, f"vmi/{name}", "--for=condition=Ready", "--timeout=120s")
@@ -119,22 +120,22 @@ class Scenario:
             "blue→red": await red.start(["probe", "--json-lines", "receive", target_address, "7009", "600"]),
         }
         outside = await blue.start(["probe", "--json-lines", "send", OUTSIDE_IPV4, "7008", "600"])
-        await self._until("the probe is answered", partial(self._all_run, red, list(jobs.values())))
-        await self._until("blue sends to the outside host", partial(self._all_run, blue, [outside]))
+        await self.until("the probe is answered", partial(self.all_run, red, list(jobs.values())))
+        await self.until("blue sends to the outside host", partial(self.all_run, blue, [outside]))
         self._step(f"live-migrate blue away from {report.from_node}")
         started = time.monotonic()
         async with self._capture() as captured:
-            await self._subresource(*BLUE, "migrate")
-            await self._finished_migration()
+            await self.subresource(*BLUE, "migrate")
+            await self.finished_migration()
             report.migration_s = round(time.monotonic() - started, 2)
-            report.to_node = await self._vmi(*BLUE, "{.status.nodeName}")
+            report.to_node = await self.vmi(*BLUE, "{.status.nodeName}")
             self._step(f"blue runs on {report.to_node}: let the streams run on")
             await asyncio.sleep(RUN_ON_S)  # the streams' own time: there is no event for "nothing happened"
         report.announcements = captured
-        blue = await self._guest(*BLUE)
+        blue = await self.guest(*BLUE)
         results = {name: await red.finish(job) for name, job in jobs.items()}
         results["blue→outside"] = await blue.finish(outside)
-        pause = await self._vmi(*BLUE, r"{.metadata.annotations.lab\.vmnet\.io/qemu-pause-ms}")
+        pause = await self.vmi(*BLUE, r"{.metadata.annotations.lab\.vmnet\.io/qemu-pause-ms}")
         report.qemu_pause_ms = float(pause) if pause else None
         probe = results.pop("probe")
         report.probe_gap_ms = probe["longest_gap_ms"]
@@ -145,7 +146,7 @@ class Scenario:
             fine = not result["resets"] and not result["errors"] and gap <= STALL_LIMIT_MS
             report.tcp_streams.append(Stream(name, int(result["bytes"]), int(result["resets"]), gap, fine))
 
-    async def _all_run(self, guest: GuestAgent, jobs: Sequence[str]) -> bool:
+    async def all_run(self, guest: GuestAgent, jobs: Sequence[str]) -> bool:
         """Every job has reported progress; one that ended already could not connect."""
         for job in jobs:
             state = await guest.poll(job)
@@ -158,15 +159,15 @@ class Scenario:
     async def _restart_elsewhere(self) -> None:
         report = self.report
         self._step(f"stop blue, close {report.to_node}, start blue elsewhere")
-        await self._subresource(*BLUE, "stop")
+        await self.subresource(*BLUE, "stop")
         await self._kubectl("wait", "-n", BLUE[0], f"vmi/{BLUE[1]}", "--for=delete", "--timeout=90s")
         await self._kubectl("cordon", report.to_node)
-        await self._subresource(*BLUE, "start")
-        await self._until("blue's new VirtualMachineInstance exists", lambda: self._exists(*BLUE))
+        await self.subresource(*BLUE, "start")
+        await self.until("blue's new VirtualMachineInstance exists", lambda: self._exists(*BLUE))
         await self._kubectl("wait", "-n", BLUE[0], f"vmi/{BLUE[1]}", "--for=condition=Ready", "--timeout=120s")
         await self._kubectl("uncordon", report.to_node)
-        report.restarted_on = await self._vmi(*BLUE, "{.status.nodeName}")
-        report.addresses_after_restart = await self._addresses(await self._guest(*BLUE))
+        report.restarted_on = await self.vmi(*BLUE, "{.status.nodeName}")
+        report.addresses_after_restart = await self.addresses(await self.guest(*BLUE))
 
     def _judge(self) -> list[str]:
         report = self.report
@@ -195,7 +196,7 @@ class Scenario:
 
     # Looking
 
-    async def _addresses(self, guest: GuestAgent) -> list[str]:
+    async def addresses(self, guest: GuestAgent) -> list[str]:
         """Global addresses of the guest's interface, from the guest, once both families are there."""
 
         async def found() -> list[str]:
@@ -206,7 +207,7 @@ class Scenario:
             addresses = await found()
             return addresses if len(addresses) >= 2 else []
 
-        return list(await self._until("the guest has IPv4 and IPv6", both))
+        return list(await self.until("the guest has IPv4 and IPv6", both))
 
     async def _gateway_mac(self, guest: GuestAgent) -> str:
         """The gateway's MAC in the guest's own neighbour table."""
@@ -217,7 +218,7 @@ class Scenario:
             match = re.search(r"lladdr (\S+)", result.stdout)
             return match.group(1) if match else ""
 
-        return str(await self._until("the guest knows its gateway's MAC", found))
+        return str(await self.until("the guest knows its gateway's MAC", found))
 
     async def _ping(self, guest: GuestAgent, addresses: Sequence[str]) -> None:
         for text in addresses:
@@ -227,7 +228,7 @@ class Scenario:
                 family = "-6" if ":" in address else "-4"
                 return (await guest.run(["ping", family, "-c", "1", "-W", "2", address], timeout=10)).exit == 0
 
-            await self._until(f"red pings {address}", answered)
+            await self.until(f"red pings {address}", answered)
 
     async def _lookups(self, guest: GuestAgent, addresses: Sequence[str], when: str) -> list[Lookup]:
         """A, AAAA and PTR of blue, asked by red with the resolver configuration that it was given."""
@@ -241,7 +242,8 @@ class Scenario:
             lookups.append(Lookup(f"red, {when}", address, "PTR", BLUE_NAME, result.stdout.split()))
         return lookups
 
-    async def _claims(self) -> list[dict[str, Any]]:
+    async def claims(self) -> list[dict[str, Any]]:
+        """Every IPAMClaim: name, network, addresses and owner pod."""
         items = json.loads(await self._kubectl("get", "ipamclaims", "-A", "-o", "json"))["items"]
         return [
             {
@@ -261,7 +263,7 @@ class Scenario:
         where the target sends them (``vx0``), the guest's router advertisements where it receives them (its port).
         """
         counted: dict[str, int] = {}
-        mac = await self._vmi(*BLUE, "{.status.interfaces[0].mac}")
+        mac = await self.vmi(*BLUE, "{.status.interfaces[0].mac}")
         network_id = await self._kubectl(
             "get", "cudn", NETWORK, "-o", r"jsonpath={.metadata.annotations.k8s\.ovn\.org/network-id}"
         )
@@ -287,12 +289,12 @@ class Scenario:
 
     async def _capture_on(self, node: str, namespace: str) -> Capture:
         """Capture in a network's namespace on one node, as soon as the network and blue's port are there."""
-        await self._until(
+        await self.until(
             f"{node} has the network", lambda: self._succeeds(node, ["test", "-e", f"/run/netns/{namespace}"])
         )
-        port = await self._until(f"{node} has blue's port", lambda: self._target_port(node))
+        port = await self.until(f"{node} has blue's port", lambda: self._target_port(node))
         enter = ["nsenter", f"--net=/run/netns/{namespace}"]
-        await self._until(
+        await self.until(
             f"{port} is up on {node}",
             lambda: self._succeeds(node, [*enter, "test", "-e", f"/proc/sys/net/ipv4/conf/{port}"]),
         )
@@ -304,7 +306,7 @@ class Scenario:
                 node,
                 [*enter, "tcpdump", "-n", "-U", "-i", interface, "-Q", direction, "-w", file, "arp or icmp6"],
             )
-            await self._until(f"tcpdump listens on {interface} of {node}", partial(_contains, log, "listening on"))
+            await self.until(f"tcpdump listens on {interface} of {node}", partial(_contains, log, "listening on"))
             capture.processes.append(f"capture-{node}-{interface}")
         return capture
 
@@ -341,7 +343,8 @@ class Scenario:
     async def _kubectl(self, *arguments: str) -> str:
         return await self._lab.kubectl(*arguments)
 
-    async def _vmi(self, namespace: str, name: str, path: str) -> str:
+    async def vmi(self, namespace: str, name: str, path: str) -> str:
+        """One JSONPath of a VirtualMachineInstance."""
         return (await self._kubectl("get", "-n", namespace, "vmi", name, "-o", f"jsonpath={path}")).strip()
 
     async def _exists(self, namespace: str, name: str) -> bool:
@@ -352,9 +355,9 @@ class Scenario:
     async def _succeeds(self, host: str, argv: Sequence[str]) -> bool:
         return (await self._lab.exec(host, argv)).exit == 0
 
-    async def _guest(self, namespace: str, name: str) -> GuestAgent:
+    async def guest(self, namespace: str, name: str) -> GuestAgent:
         """Command agent of the guest, in the pod that runs it now."""
-        node = await self._vmi(namespace, name, "{.status.nodeName}")
+        node = await self.vmi(namespace, name, "{.status.nodeName}")
         pods = json.loads(
             await self._kubectl("get", "pods", "-n", namespace, "-l", "kubevirt.io=virt-launcher", "-o", "json")
         )
@@ -366,23 +369,25 @@ class Scenario:
                 return agent
         raise DemoError(f"{namespace}/{name} has no running launcher pod on {node}")
 
-    async def _subresource(self, namespace: str, name: str, verb: str) -> None:
+    async def subresource(self, namespace: str, name: str, verb: str) -> None:
         """What ``virtctl`` sends: PUT with an empty JSON object."""
         path = f"/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/virtualmachines/{name}/{verb}"
         await self._lab.kubectl("replace", "--raw", path, "-f", "-", stdin="{}")
 
-    async def _finished_migration(self) -> None:
+    async def finished_migration(self) -> None:
+        """Wait until every migration of blue has succeeded. Raises DemoError when one failed."""
+
         async def finished() -> str:
             items = json.loads(await self._kubectl("get", "vmim", "-n", BLUE[0], "-o", "json"))["items"]
             phases = [item.get("status", {}).get("phase", "") for item in items]
             if "Failed" in phases:
-                reason = await self._vmi(*BLUE, "{.status.migrationState.failureReason}")
+                reason = await self.vmi(*BLUE, "{.status.migrationState.failureReason}")
                 raise DemoError(f"the migration failed: {reason or 'KubeVirt gave no reason'}")
             return "yes" if phases and set(phases) == {"Succeeded"} else ""
 
-        await self._until("the migration is over", finished, timeout=120)
+        await self.until("the migration is over", finished, timeout=120)
 
-    async def _until(self, what: str, look: Callable[[], Awaitable[Any]], *, timeout: float = 60) -> Any:
+    async def until(self, what: str, look: Callable[[], Awaitable[Any]], *, timeout: float = 60) -> Any:
         """Look until there is something. Raises DemoError that says what did not come."""
         deadline = time.monotonic() + timeout
         while True:

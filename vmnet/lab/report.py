@@ -87,6 +87,7 @@ def show(report: Report, path: Path, console: Console | None = None) -> None:
     rows = (
         ("machine", f"{report.vm}, QEMU with {report.accelerator or 'unknown accelerator'}"),
         ("migrated", f"{report.from_node} → {report.to_node} in {report.migration_s:.1f} s"),
+        ("claims", "; ".join(f"{claim['name']} {', '.join(claim['ips'])}" for claim in report.claims)),
         ("addresses", _kept(report.addresses_before, report.addresses_after)),
         ("gateway MAC", _kept(report.gateway_mac_before, report.gateway_mac_after)),
         ("QEMU's pause", f"{report.qemu_pause_ms} ms"),
