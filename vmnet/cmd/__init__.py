@@ -1,1 +1,1 @@
-"""."""
+"""Composition roots: real parts wired together. Nobody imports this package."""
