@@ -1,0 +1,68 @@
+from ipaddress import ip_address, ip_interface
+
+from vmnet.kernel import commands
+from vmnet.kernel.commands import Batch, Step
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
+from vmnet.plan import ops
+
+NAMESPACE = NamespaceName("vmnet-7")
+MAC = MacAddress("0a:58:c0:a8:00:05")
+
+
+def lines(op: ops.Op) -> list[str]:
+    return [line for step in commands.render(op) if isinstance(step, Step) for line in step.lines]
+
+
+def test_fdb_entries_do_not_age_and_can_be_moved() -> None:
+    remote = lines(ops.SetFdb(NAMESPACE, InterfaceName("vx0"), MAC, ip_address("172.30.0.12")))
+    assert remote == [
+        f"fdb replace {MAC} dev vx0 master dynamic extern_learn",
+        f"fdb replace {MAC} dev vx0 self dst 172.30.0.12 dynamic extern_learn",
+    ]
+    assert all("permanent" not in line for line in remote)
+
+
+def test_the_vtep_is_made_in_the_node_and_moved() -> None:
+    steps = commands.render(ops.CreateVxlan(NAMESPACE, InterfaceName("vx0"), 7, ip_address("172.30.0.11"), 1450))
+    assert all(isinstance(step, Step) and step.netns is None for step in steps)
+    assert lines(ops.CreateVxlan(NAMESPACE, InterfaceName("vx0"), 7, ip_address("172.30.0.11"), 1450))[-1].endswith(
+        "netns /run/netns/vmnet-7 name vx0"
+    )
+
+
+def test_steps_of_one_program_and_namespace_go_together() -> None:
+    one = ops.SetUp(NAMESPACE, InterfaceName("br0"))
+    two = ops.SetUp(NAMESPACE, InterfaceName("up0"))
+    other = ops.SetUp(None, InterfaceName("vmj7"))
+    first, second, third = (commands.render(op)[0] for op in (one, two, other))
+    assert isinstance(first, Step)
+    assert isinstance(second, Step)
+    assert isinstance(third, Step)
+    batch = Batch.of(first, one)
+    assert batch.takes(second)
+    assert not batch.takes(third)
+    batch.add(second, two)
+    assert batch.argv() == ["nsenter", "--net=/run/netns/vmnet-7", "--", "ip", "-batch", "-"]
+    assert batch.script() == "link set dev br0 up\nlink set dev up0 up\n"
+    assert batch.blame('Cannot find device "up0"\nCommand failed -:2\n') == (two, 'Cannot find device "up0"')
+
+
+def test_replies_of_eth0_leave_by_eth0() -> None:
+    op = ops.ConfigurePod(
+        "/run/netns/pod",
+        InterfaceName("ovn-udn1"),
+        InterfaceName("eth0"),
+        (ip_interface("192.168.0.5/16"),),
+        (ip_address("192.168.0.1"),),
+        ((ip_interface("10.244.1.2/24"), ip_address("10.244.1.1")),),
+    )
+    found = lines(op)
+    assert "rule add from 10.244.1.2 lookup 100" in found
+    assert "route replace default via 10.244.1.1 dev eth0 table 100" in found
+    assert found.index("route del default dev eth0") < found.index("route replace default via 192.168.0.1 dev ovn-udn1")
+
+
+def test_what_the_programs_say_is_told_apart() -> None:
+    assert commands.is_gone('Cannot find device "br0"')
+    assert commands.is_unsupported("RTNETLINK answers: Operation not supported")
+    assert not commands.is_gone("RTNETLINK answers: File exists")

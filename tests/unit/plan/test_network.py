@@ -1,0 +1,149 @@
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
+
+from vmnet.model import names
+from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
+from vmnet.model.names import InterfaceName, MacAddress, NetworkId
+from vmnet.model.network import Network
+from vmnet.plan import firewall, node, ops
+from vmnet.plan import network as planner
+from vmnet.plan.network import PodInterface
+from vmnet.plan.state import FdbEntry, LinkState, NetworkState, NodeState
+
+NETWORK = Network(name="n", id=NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd20::/64")))
+HERE, THERE = Node("n1", ip_address("172.30.0.11")), Node("n2", ip_address("172.30.0.12"))
+
+
+def endpoint(host: int, where: str) -> Endpoint:
+    return Endpoint(
+        PodReference("ns", f"p{host}", f"uid-{host}-{where}"),
+        "n",
+        where,
+        MacAddress(f"0a:58:c0:a8:00:{host:02x}"),
+        (ip_interface(f"192.168.0.{host}/16"), ip_interface(f"fd20::{host}/64")),
+    )
+
+
+LOCAL, REMOTE = endpoint(11, "n1"), endpoint(12, "n2")
+DESIRED = NodeNetwork(
+    network=NETWORK,
+    node=HERE,
+    mtu=1450,
+    join=node.allocate_join(NodeState(), NETWORK.id),
+    ports=(LocalPort(LOCAL),),
+    remotes=(RemoteEndpoint(REMOTE, THERE.address),),
+    peers=(THERE.address,),
+)
+POD = PodInterface("/run/netns/pod", "container")
+
+
+def rendered() -> NetworkState:
+    """What the kernel has once DESIRED is there."""
+
+    def link(name: str, kind: str, *addresses: str, master: str | None = None) -> LinkState:
+        found = frozenset(ip_interface(text) for text in addresses)
+        up = LinkState(InterfaceName(name), MacAddress(""), 1450, up=True, kind=kind, addresses=found)
+        return replace(up, master=InterfaceName(master) if master else None)
+
+    join = DESIRED.join
+    links = (
+        link("br0", "bridge", "192.168.0.1/16", "fd20::1/64", "fe80::1/64"),
+        link("vx0", "vxlan", master="br0"),
+        link("up0", "veth", str(join.network_ipv4), str(join.network_ipv6)),
+        link(LOCAL.port, "veth", master="br0"),
+    )
+    return NetworkState(
+        namespace=NETWORK.namespace,
+        links={item.name: item for item in links},
+        neighbours={address: item.mac for item in (LOCAL, REMOTE) for address in item.all_addresses},
+        fdb=frozenset(
+            {
+                FdbEntry(LOCAL.mac, LOCAL.port, None, asserted=True),
+                FdbEntry(REMOTE.mac, names.VXLAN_L2, THERE.address, asserted=True),
+            }
+        ),
+        floods=frozenset({THERE.address}),
+        default_routes=frozenset({4, 6}),
+        chains=frozenset({"port_in", "port_out", "vx_in", "vx_out", *firewall.chains_of(LOCAL.port)}),
+    )
+
+
+def position(found: tuple[ops.Op, ...], kind: type, **values: object) -> int:
+    return next(
+        index
+        for index, op in enumerate(found)
+        if isinstance(op, kind) and all(getattr(op, key) == value for key, value in values.items())
+    )
+
+
+def test_nothing_to_do_when_it_is_there() -> None:
+    assert planner.plan(DESIRED, rendered()) == ()
+
+
+def test_the_tables_are_loaded_before_the_fabric_comes_up() -> None:
+    found = planner.plan(replace(DESIRED, ports=()), None)
+    assert isinstance(found[0], ops.CreateNamespace)
+    assert position(found, ops.LoadFirewall) < position(found, ops.AttachToBridge, interface=names.VXLAN_L2)
+    assert position(found, ops.CreateVxlan) < position(found, ops.LoadFirewall)
+
+
+def test_a_port_is_bound_before_it_comes_up() -> None:
+    found = planner.attach(DESIRED, LocalPort(LOCAL, PortState.STANDBY), POD, replace(rendered(), links={}))
+    load, up = position(found, ops.LoadFirewall), position(found, ops.AttachToBridge)
+    assert position(found, ops.CreatePort) < load < up
+    script = found[load]
+    assert isinstance(script, ops.LoadFirewall)
+    assert f'standby {{ "{LOCAL.port}" }}' in script.script
+
+
+def test_a_machine_that_starts_here_has_not_moved_away() -> None:
+    moved = replace(rendered(), links={}, sets={"moved": frozenset({(LOCAL.mac,)})})
+    active = [op for op in planner.attach(DESIRED, LocalPort(LOCAL), POD, moved) if isinstance(op, ops.LoadFirewall)]
+    assert "delete element netdev vmnet moved" in active[-1].script
+    standby = planner.attach(DESIRED, LocalPort(LOCAL, PortState.STANDBY), POD, moved)
+    assert not any("moved" in op.script for op in standby if isinstance(op, ops.LoadFirewall))
+
+
+def test_a_repeated_add_replaces_the_old_port() -> None:
+    found = planner.attach(DESIRED, LocalPort(LOCAL), POD, rendered())
+    assert position(found, ops.DeleteLink, interface=LOCAL.port) < position(found, ops.CreatePort)
+
+
+def test_the_api_does_not_rewrite_the_place_of_a_machine_that_migrates() -> None:
+    elsewhere = FdbEntry(REMOTE.mac, names.VXLAN_L2, IPv4Address("172.30.0.13"))
+    state = replace(rendered(), fdb=frozenset({elsewhere, *(e for e in rendered().fdb if e.mac == LOCAL.mac)}))
+    unsettled = replace(DESIRED, remotes=(RemoteEndpoint(REMOTE, THERE.address, settled=False),))
+    assert planner.plan(unsettled, state) == ()
+    assert planner.plan(DESIRED, state) == (
+        ops.SetFdb(NETWORK.namespace, names.VXLAN_L2, REMOTE.mac, THERE.address),
+    ), "once it is over, the API's word counts again"
+
+
+def test_a_standby_port_leaves_the_entry_of_the_source_alone() -> None:
+    twin = replace(REMOTE, node="n1", pod=PodReference("ns", "p12", "uid-12-n1"))
+    desired = replace(DESIRED, ports=(LocalPort(LOCAL), LocalPort(twin, PortState.STANDBY)))
+    state = rendered()
+    state = replace(
+        state,
+        links={**state.links, twin.port: replace(state.links[LOCAL.port], name=twin.port)},
+        chains=state.chains | set(firewall.chains_of(twin.port)),
+        sets={"standby": frozenset({(str(twin.port),)})},
+    )
+    assert planner.plan(desired, state) == ()
+    opened = replace(state, sets={**state.sets, "open": frozenset({(str(twin.port),)})})
+    assert planner.plan(desired, opened) == (ops.SetFdb(NETWORK.namespace, twin.port, twin.mac),)
+
+
+def test_what_is_no_longer_wanted_goes() -> None:
+    found = planner.plan(replace(DESIRED, ports=(), remotes=(), peers=()), rendered())
+    assert ops.DeleteLink(NETWORK.namespace, LOCAL.port) in found
+    assert ops.RemoveFlood(NETWORK.namespace, names.VXLAN_L2, THERE.address) in found
+    assert ops.RemoveFdb(NETWORK.namespace, names.VXLAN_L2, REMOTE.mac, THERE.address) in found
+    assert {op.address for op in found if isinstance(op, ops.RemoveNeighbour)} == set(rendered().neighbours)
+
+
+def test_a_port_that_lost_its_chains_is_bound_again() -> None:
+    state = replace(rendered(), chains=frozenset({"port_in", "port_out", "vx_in", "vx_out"}))
+    assert planner.plan(DESIRED, state) == (
+        ops.LoadFirewall(NETWORK.namespace, firewall.port_script(LocalPort(LOCAL))),
+    )
