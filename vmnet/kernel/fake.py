@@ -1,0 +1,223 @@
+"""A kernel in memory, for tests: what operations do to observed state, without a namespace being made."""
+
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Final
+
+from vmnet.kernel.api import Gone, Kernel
+from vmnet.model.addresses import IPInterface
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
+from vmnet.plan import ops
+from vmnet.plan.ops import Op
+from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
+
+_ELEMENT: Final = re.compile(r"^(add|delete) element netdev vmnet (\w+) \{ (.+) \}$")
+_ADD_CHAIN: Final = re.compile(r"^add chain netdev vmnet (\w+) ")
+_DELETE_CHAIN: Final = re.compile(r"^delete chain netdev vmnet (\w+)$")
+_TABLE_CHAIN: Final = re.compile(r"^\s+chain (\w+) \{$")
+_TABLE_SET: Final = re.compile(r"^\s+set (\w+) \{")
+
+
+class FakeKernel(Kernel):
+    """One node. ``make_pod`` gives it pod namespaces; ``peers`` holds the far ends of the sockets it handed out."""
+
+    def __init__(self) -> None:
+        self.node = NodeState()
+        self.networks: dict[NamespaceName, NetworkState] = {}
+        self.pods: dict[str, dict[InterfaceName, PodState]] = {}
+        self.applied: list[Op] = []
+        self.peers: list[tuple[NamespaceName, socket.socket]] = []
+
+    def make_pod(self, netns: str) -> None:
+        """A pod namespace, as a container runtime makes it."""
+        self.pods[netns] = {}
+
+    async def observe_node(self) -> NodeState:
+        """The node's own namespace."""
+        return replace(self.node, namespaces=frozenset(self.networks))
+
+    async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
+        """One network."""
+        return self.networks.get(namespace)
+
+    async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
+        """One pod interface."""
+        return self.pods.get(netns, {}).get(interface)
+
+    async def apply(self, ops: Sequence[Op]) -> None:
+        """In order."""
+        for op in ops:
+            self._apply(op)
+            self.applied.append(op)
+
+    async def packet_socket(
+        self,
+        namespace: NamespaceName,
+        interface: InterfaceName,
+        *,
+        protocols: Sequence[int] = (),
+        udp_ports: Sequence[int] = (),
+    ) -> socket.socket:
+        """One end of a pair of datagram sockets."""
+        if interface not in self._network(namespace).links:
+            raise Gone(f"{interface} of {namespace} is gone")
+        return self._pair(namespace)
+
+    async def udp_socket(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        """One end of a pair of datagram sockets."""
+        return self._pair(namespace)
+
+    async def tcp_listener(
+        self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
+    ) -> socket.socket:
+        """A listener on the loopback of the machine, on a free port."""
+        self._network(namespace)
+        found = socket.create_server(("127.0.0.1", 0))
+        found.setblocking(False)
+        return found
+
+    async def tcp_socket(self, namespace: NamespaceName, family: int) -> socket.socket:
+        """An unconnected socket of the machine."""
+        self._network(namespace)
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setblocking(False)
+        return found
+
+    async def close(self) -> None:
+        """Close the far ends."""
+        for _, peer in self.peers:
+            peer.close()
+
+    def _pair(self, namespace: NamespaceName) -> socket.socket:
+        self._network(namespace)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self.peers.append((namespace, theirs))
+        return ours
+
+    def _network(self, namespace: NamespaceName) -> NetworkState:
+        found = self.networks.get(namespace)
+        if found is None:
+            raise Gone(f"network namespace {namespace} is gone")
+        return found
+
+    def _apply(self, op: Op) -> None:
+        match op:
+            case ops.CreateNamespace(namespace):
+                self.networks[namespace] = NetworkState(namespace)
+            case ops.DeleteNamespace(namespace):
+                self.networks.pop(namespace, None)
+            case ops.SetSysctls():
+                return
+            case ops.LoadFirewall(None, _):
+                self.node = replace(self.node, prepared=True)
+            case ops.LoadFirewall(namespace, script) if namespace is not None:
+                self._load(self._network(namespace), script)
+            case ops.ConfigurePod():
+                self._configure_pod(op)
+            case ops.SetUp(None, _) | ops.DeleteLink(None, _) | ops.AddAddress(None, _, _):
+                self._apply_to_node(op)
+            case _:
+                self._apply_to_network(op)
+
+    def _apply_to_node(self, op: ops.SetUp | ops.DeleteLink | ops.AddAddress) -> None:
+        joins = dict(self.node.joins)
+        if isinstance(op, ops.DeleteLink):
+            joins.pop(op.interface, None)
+        elif isinstance(op, ops.AddAddress):
+            before = joins[op.interface]
+            if isinstance(op.address, IPv4Interface):
+                joins[op.interface] = replace(before, ipv4=op.address)
+            elif isinstance(op.address, IPv6Interface):
+                joins[op.interface] = replace(before, ipv6=op.address)
+        self.node = replace(self.node, joins=joins)
+
+    def _apply_to_network(self, op: Op) -> None:
+        namespace = getattr(op, "namespace")  # noqa: B009
+        state = self._network(namespace)
+        links, neighbours, fdb, floods = dict(state.links), dict(state.neighbours), set(state.fdb), set(state.floods)
+        routes = set(state.default_routes)
+        match op:
+            case ops.CreateBridge(_, name, mac, mtu):
+                links[name] = LinkState(name, mac, mtu, up=False, kind="bridge")
+            case ops.CreateVxlan(_, name, _, _, mtu):
+                links[name] = LinkState(name, MacAddress(""), mtu, up=False, kind="vxlan")
+            case ops.CreateJoin(_, node_end, network_end, mtu):
+                links[network_end] = LinkState(network_end, MacAddress(""), mtu, up=False, kind="veth")
+                joins = {**self.node.joins, node_end: JoinState(node_end, None, None)}
+                self.node = replace(self.node, joins=joins)
+            case ops.CreatePort(_, port, _, netns, interface, mac, mtu, alias):
+                if netns not in self.pods:
+                    raise Gone(f"{netns} is gone", op=op)
+                links[port] = LinkState(port, MacAddress(""), mtu, up=False, kind="veth", alias=alias)
+                self.pods[netns][interface] = PodState(interface, mac, mtu, frozenset())
+            case ops.AttachToBridge(_, interface, bridge, _):
+                links[interface] = replace(self._link(links, interface), master=bridge, up=True)
+            case ops.SetUp(_, interface):
+                links[interface] = replace(self._link(links, interface), up=True)
+            case ops.DeleteLink(_, interface):
+                links.pop(interface, None)
+                fdb = {entry for entry in fdb if entry.interface != interface}
+            case ops.AddAddress(_, interface, address):
+                link = self._link(links, interface)
+                links[interface] = replace(link, addresses=link.addresses | {address})
+            case ops.AddDefaultRoute(_, _, gateway):
+                routes.add(gateway.version)
+            case ops.SetNeighbour(_, _, address, mac):
+                neighbours[address] = mac
+            case ops.RemoveNeighbour(_, _, address):
+                neighbours.pop(address, None)
+            case ops.SetFdb(_, interface, mac, vtep):
+                self._link(links, interface)
+                fdb = {entry for entry in fdb if entry.mac != mac}
+                fdb.add(FdbEntry(mac, interface, vtep, asserted=True))
+            case ops.RemoveFdb(_, _, mac, vtep):
+                fdb = {entry for entry in fdb if (entry.mac, entry.vtep) != (mac, vtep)}
+            case ops.AddFlood(_, _, vtep):
+                floods.add(vtep)
+            case ops.RemoveFlood(_, _, vtep):
+                floods.discard(vtep)
+        self.networks[namespace] = replace(
+            state,
+            links=links,
+            neighbours=neighbours,
+            fdb=frozenset(fdb),
+            floods=frozenset(floods),
+            default_routes=frozenset(routes),
+        )
+
+    def _link(self, links: dict[InterfaceName, LinkState], name: InterfaceName) -> LinkState:
+        if name not in links:
+            raise Gone(f"device {name} is gone")
+        return links[name]
+
+    def _configure_pod(self, op: ops.ConfigurePod) -> None:
+        interfaces = self.pods.get(op.netns)
+        if interfaces is None or op.interface not in interfaces:
+            raise Gone(f"{op.interface} in {op.netns} is gone", op=op)
+        held: frozenset[IPInterface] = interfaces[op.interface].addresses | set(op.addresses)
+        interfaces[op.interface] = replace(interfaces[op.interface], addresses=held)
+
+    def _load(self, state: NetworkState, script: str) -> None:
+        sets, chains = dict(state.sets), set(state.chains)
+        for line in script.splitlines():
+            if match := _ELEMENT.match(line):
+                verb, name, text = match.groups()
+                elements = {tuple(part.strip().strip('"') for part in item.split(" . ")) for item in text.split(", ")}
+                held = set(sets.get(name, frozenset()))
+                sets[name] = frozenset(held | elements if verb == "add" else held - elements)
+            elif match := _ADD_CHAIN.match(line):
+                chains.add(match.group(1))
+            elif match := _DELETE_CHAIN.match(line):
+                chains.discard(match.group(1))
+            elif match := _TABLE_SET.match(line):
+                sets.setdefault(match.group(1), frozenset())
+            elif (match := _TABLE_CHAIN.match(line)) and match.group(1) not in ("output", "postrouting"):
+                chains.add(match.group(1))
+        self.networks[state.namespace] = replace(state, sets=sets, chains=frozenset(chains))
