@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import yaml
 
-from vmnet.kube.api import NODES, PODS, VMIMS, VMIS, VMS, KubeError, NotFound, Object, PatchType, Resource
+from vmnet.kube.api import NODES, PODS, VMIMS, VMIS, VMS, EventType, KubeError, NotFound, Object, PatchType, Resource
 from vmnet.kube.client import KubeClient
 from vmnet.lab import directory
 from vmnet.lab.apiserver.server import ApiServer
@@ -399,7 +399,8 @@ class Writes:
             with suppress(KubeError):
                 async for event in self.kube.watch(self.resource, version):
                     version = event.object["metadata"]["resourceVersion"]
-                    self.seen.append(event.object)
+                    if event.type is not EventType.BOOKMARK:
+                        self.seen.append(event.object)
 
     def of(self, uid: str) -> list[Object]:
         return [item for item in self.seen if item["metadata"]["uid"] == uid]
