@@ -216,7 +216,9 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
         mine = [item for item in op.default_addresses if item[0].version == version]
         gateway = next((item for item in op.gateways if item.version == version), None)
         program = ("ip", f"-{version}", "-batch", "-")
-        steps.append(Step(program, op.netns, (f"route del default dev {op.default_interface}",), tolerant=True))
+        # A repeated ADD meets what the first one left: neither may stay behind, and rules would pile up.
+        stale = [f"rule del from {address.ip} lookup {POD_TABLE}" for address, _ in mine]
+        steps.append(Step(program, op.netns, (f"route del default dev {op.default_interface}", *stale), tolerant=True))
         lines = []
         for address, via in mine:
             lines.append(f"rule add from {address.ip} lookup {POD_TABLE}")

@@ -135,17 +135,20 @@ def port_script(port: LocalPort) -> str:
     return "\n".join(lines) + "\n"
 
 
-def remove_port_script(name: InterfaceName, sets: dict[str, list[str]], chains: frozenset[str]) -> str:
-    """Take a port out of the tables: ``sets`` holds its elements, ``chains`` those that exist."""
+def remove_port_script(name: InterfaceName, sets: dict[str, list[str]]) -> str:
+    """Take a port out of the tables: ``sets`` holds the elements that were seen.
+
+    Whatever has gone meanwhile (another removal was faster; older kernels drop a device's chains along with it) must not
+    fail the transaction: all of it is added again before it is deleted. nft 1.0.6 has no ``destroy``.
+    """
+    gate = f'"{name}"'  # its guest may have opened the port since
+    elements = {**sets, **{gate_set: [gate] for gate_set in ("standby", "open")}}
     lines = []
     for chain in chains_of(name):
-        if chain in chains:
-            lines += [f"flush chain {TABLE} {chain}", f"delete chain {TABLE} {chain}"]
-    lines += [
-        f"delete element {TABLE} {set_name} {{ {', '.join(elements)} }}"
-        for set_name, elements in sets.items()
-        if elements
-    ]
+        lines += [f"{verb} chain {TABLE} {chain}" for verb in ("add", "flush", "delete")]
+    for set_name, found in elements.items():
+        if found:
+            lines += [f"{verb} element {TABLE} {set_name} {{ {', '.join(found)} }}" for verb in ("add", "delete")]
     return "\n".join(lines) + "\n"
 
 

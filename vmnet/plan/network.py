@@ -49,7 +49,10 @@ def plan(desired: NodeNetwork, observed: NetworkState | None) -> tuple[Op, ...]:
     state = observed or NetworkState(namespace)
     found: list[Op] = []
     if observed is None:
-        found += [ops.CreateNamespace(namespace), ops.SetSysctls(namespace, SYSCTLS)]
+        found.append(ops.CreateNamespace(namespace))
+    if names.BRIDGE not in state.links:
+        # The bridge comes after them, so it stands for them: an agent may have died in between.
+        found.append(ops.SetSysctls(namespace, SYSCTLS))
     found += _links(desired, state)
     if "port_in" not in state.chains:
         found.append(ops.LoadFirewall(namespace, firewall.network_script(desired)))
@@ -117,14 +120,20 @@ def detach(namespace: NamespaceName, port: InterfaceName, observed: NetworkState
     }
     return (
         ops.DeleteLink(namespace, port),
-        ops.LoadFirewall(namespace, firewall.remove_port_script(port, elements, observed.chains)),
+        ops.LoadFirewall(namespace, firewall.remove_port_script(port, elements)),
     )
 
 
 def remove(network_id: NetworkId) -> tuple[Op, ...]:
     """Operations that take a network off the node."""
     namespace = names.network_namespace(network_id)
-    return (ops.DeleteLink(None, names.join_interface(network_id)), ops.DeleteNamespace(namespace))
+    return (
+        ops.DeleteLink(None, names.join_interface(network_id)),
+        # The kernel clears a namespace away in its own time, and not while a socket is open in it; until then the VTEP
+        # would keep its VNI from the network's next namespace.
+        ops.DeleteLink(namespace, names.VXLAN_L2),
+        ops.DeleteNamespace(namespace),
+    )
 
 
 def repoint_local(namespace: NamespaceName, endpoint: Endpoint) -> tuple[Op, ...]:
@@ -168,8 +177,9 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         (desired.join.network_ipv6, desired.join.node_ipv6),
     ):
         if inside not in joined:
-            yield ops.AddAddress(namespace, names.UPLINK, inside)
+            # The inner address is the one that is looked at, so it is written last.
             yield ops.AddAddress(None, names.join_interface(network.id), outside)
+            yield ops.AddAddress(namespace, names.UPLINK, inside)
 
 
 def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:

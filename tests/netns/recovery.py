@@ -1,0 +1,166 @@
+"""An agent that dies between any two operations, on the real kernel; a program that runs in namespaces of its own.
+
+``python recovery.py CASE`` prints nothing and exits 0 when the case holds.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+from vmnet.kernel.linux import LinuxKernel
+from vmnet.kernel.namespaces import Worker
+from vmnet.model import names
+from vmnet.model.addresses import mac_for
+from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
+from vmnet.model.names import NamespaceName, NetworkId
+from vmnet.model.network import Network
+from vmnet.plan import firewall, ops
+from vmnet.plan import network as planner
+from vmnet.plan import node as node_planner
+from vmnet.plan.network import PodInterface
+from vmnet.plan.state import NetworkState
+
+THERE = Node("n2", ip_address("172.30.0.12"))
+POD = "/run/netns/pod"
+
+
+def endpoint(host: int, node: str) -> Endpoint:
+    addresses = (ip_interface(f"192.168.0.{host}/16"), ip_interface(f"fd20::{host}/64"))
+    return Endpoint(PodReference("ns", f"p{host}", f"uid-{host}"), "n", node, mac_for(addresses[0].ip), addresses)
+
+
+async def desired(kernel: LinuxKernel, number: int) -> NodeNetwork:
+    subnets = (ip_network("192.168.0.0/16"), ip_network("fd20::/64"))
+    return NodeNetwork(
+        network=Network(name="n", id=NetworkId(number), subnets=subnets),
+        node=Node("n1", ip_address("127.0.0.1")),
+        mtu=1450,
+        join=node_planner.allocate_join(await kernel.observe_node(), NetworkId(number)),
+        remotes=(RemoteEndpoint(endpoint(12, "n2"), THERE.address),),
+        peers=(THERE.address,),
+    )
+
+
+async def observed(kernel: LinuxKernel, namespace: NamespaceName) -> NetworkState:
+    state = await kernel.observe_network(namespace)
+    assert state is not None
+    return state
+
+
+async def completed(kernel: LinuxKernel, wanted: NodeNetwork) -> None:
+    """What a new agent does: look, plan, apply. It must end up with nothing to do and everything in place."""
+    namespace = wanted.network.namespace
+    await kernel.apply(planner.plan(wanted, await kernel.observe_network(namespace)))
+    assert planner.plan(wanted, await observed(kernel, namespace)) == ()
+    node = await kernel.observe_node()
+    assert node.joins[names.join_interface(wanted.network.id)].ipv4 == wanted.join.node_ipv4
+    assert node.joins[names.join_interface(wanted.network.id)].ipv6 == wanted.join.node_ipv6
+    worker = Worker()
+    for key, value in planner.SYSCTLS:
+        path = Path("/proc/sys") / key
+        if path.exists():
+            assert (await worker.run(f"/run/netns/{namespace}", path.read_text)).strip() == value, key
+    worker.close()
+
+
+async def death_while_a_network_is_made(kernel: LinuxKernel) -> None:
+    whole = planner.plan(await desired(kernel, 1), None)
+    for done in range(1, len(whole)):
+        wanted = await desired(kernel, done)
+        await kernel.apply(planner.plan(wanted, None)[:done])
+        wanted = replace(wanted, join=node_planner.allocate_join(await kernel.observe_node(), NetworkId(done)))
+        try:
+            await completed(kernel, wanted)
+        except AssertionError as error:
+            raise AssertionError(f"death after {done} operations, the last {whole[done - 1]}: {error}") from error
+        await kernel.apply(planner.remove(NetworkId(done)))
+
+
+async def death_while_a_port_is_made(kernel: LinuxKernel) -> None:
+    """The runtime asks again, for the same pod and the same namespace, whose eth0 has its own default route."""
+    subprocess.run(["ip", "-n", "pod", "link", "add", "eth0", "type", "veth", "peer", "name", "other"], check=True)
+    subprocess.run(["ip", "-n", "pod", "addr", "add", "10.244.1.2/24", "dev", "eth0"], check=True)
+    for name in ("eth0", "other"):
+        subprocess.run(["ip", "-n", "pod", "link", "set", name, "up"], check=True)
+    route = ["ip", "-n", "pod", "route", "add", "default", "via", "10.244.1.1", "dev", "eth0"]
+    subprocess.run(route, check=True)
+    wanted = await desired(kernel, 7)
+    await kernel.apply(planner.plan(wanted, None))
+    namespace = wanted.network.namespace
+    port = LocalPort(endpoint(11, "n1"), PortState.STANDBY)
+    pod = PodInterface(POD, "container", ((ip_interface("10.244.1.2/24"), ip_address("10.244.1.1")),))
+    whole = planner.attach(wanted, port, pod, await observed(kernel, namespace))
+    wanted = replace(wanted, ports=(port,))
+    for done in range(1, len(whole) + 1):
+        await kernel.apply(planner.attach(wanted, port, pod, await observed(kernel, namespace))[:done])
+        await kernel.apply(planner.attach(wanted, port, pod, await observed(kernel, namespace)))
+        await completed(kernel, wanted)
+        state = await observed(kernel, namespace)
+        assert state.standby == {port.endpoint.port}
+        rules = subprocess.run(["ip", "-n", "pod", "rule"], check=True, capture_output=True, text=True).stdout
+        assert rules.count("from 10.244.1.2 lookup") == 1, rules
+        await kernel.apply(planner.detach(namespace, port.endpoint.port, state))
+        assert not (await observed(kernel, namespace)).ports()
+
+
+async def a_port_goes_while_its_state_changes(kernel: LinuxKernel) -> None:
+    """Between look and removal its guest opens it, another removal is faster, or the kernel drops its chains."""
+    wanted = await desired(kernel, 7)
+    await kernel.apply(planner.plan(wanted, None))
+    namespace, port = wanted.network.namespace, LocalPort(endpoint(11, "n1"), PortState.STANDBY)
+    name = port.endpoint.port
+    pod = PodInterface(POD, "container")
+
+    async def gone() -> None:
+        state = await observed(kernel, namespace)
+        for set_name, elements in state.sets.items():
+            assert name not in {element[0] for element in elements}, f"{set_name} keeps {elements}"
+        assert not set(firewall.chains_of(name)) & state.chains
+
+    await kernel.apply(planner.attach(wanted, port, pod, await observed(kernel, namespace)))
+    before = await observed(kernel, namespace)
+    await kernel.apply((ops.LoadFirewall(namespace, firewall.open_script(name)),))
+    await kernel.apply(planner.detach(namespace, name, before))
+    await gone()
+    await kernel.apply(planner.detach(namespace, name, before))
+    await gone()
+
+
+async def a_network_comes_back_at_once(kernel: LinuxKernel) -> None:
+    """The kernel clears a namespace away in its own time; the VNI must be free before."""
+    for _ in range(8):
+        wanted = await desired(kernel, 7)
+        await kernel.apply(planner.plan(wanted, None))
+        # A socket, as of a responder that is still closing, keeps the namespace alive after its name is gone.
+        held = await kernel.packet_socket(wanted.network.namespace, names.BRIDGE)
+        await kernel.apply(planner.remove(NetworkId(7)))
+        await completed(kernel, await desired(kernel, 7))
+        held.close()
+        await kernel.apply(planner.remove(NetworkId(7)))
+
+
+CASES: dict[str, Callable[[LinuxKernel], Awaitable[None]]] = {
+    case.__name__: case
+    for case in (
+        death_while_a_network_is_made,
+        death_while_a_port_is_made,
+        a_port_goes_while_its_state_changes,
+        a_network_comes_back_at_once,
+    )
+}
+
+
+async def main(case: str) -> None:
+    subprocess.run(["ip", "netns", "add", "pod"], check=True)
+    subprocess.run(["ip", "-n", "pod", "link", "set", "lo", "up"], check=True)
+    kernel = LinuxKernel()
+    await CASES[case](kernel)
+    await kernel.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
