@@ -33,6 +33,10 @@ def endpoint(host: int, node: str) -> Endpoint:
     return Endpoint(PodReference("ns", f"p{host}", f"uid-{host}"), "n", node, mac_for(addresses[0].ip), addresses)
 
 
+def in_pod(*arguments: str) -> str:
+    return subprocess.run(["ip", "-n", "pod", *arguments], check=True, capture_output=True, text=True).stdout
+
+
 async def desired(kernel: LinuxKernel, number: int) -> NodeNetwork:
     subnets = (ip_network("192.168.0.0/16"), ip_network("fd20::/64"))
     return NodeNetwork(
@@ -82,12 +86,11 @@ async def death_while_a_network_is_made(kernel: LinuxKernel) -> None:
 
 async def death_while_a_port_is_made(kernel: LinuxKernel) -> None:
     """The runtime asks again, for the same pod and the same namespace, whose eth0 has its own default route."""
-    subprocess.run(["ip", "-n", "pod", "link", "add", "eth0", "type", "veth", "peer", "name", "other"], check=True)
-    subprocess.run(["ip", "-n", "pod", "addr", "add", "10.244.1.2/24", "dev", "eth0"], check=True)
+    in_pod("link", "add", "eth0", "type", "veth", "peer", "name", "other")
+    in_pod("addr", "add", "10.244.1.2/24", "dev", "eth0")
     for name in ("eth0", "other"):
-        subprocess.run(["ip", "-n", "pod", "link", "set", name, "up"], check=True)
-    route = ["ip", "-n", "pod", "route", "add", "default", "via", "10.244.1.1", "dev", "eth0"]
-    subprocess.run(route, check=True)
+        in_pod("link", "set", name, "up")
+    in_pod("route", "add", "default", "via", "10.244.1.1", "dev", "eth0")
     wanted = await desired(kernel, 7)
     await kernel.apply(planner.plan(wanted, None))
     namespace = wanted.network.namespace
@@ -101,7 +104,7 @@ async def death_while_a_port_is_made(kernel: LinuxKernel) -> None:
         await completed(kernel, wanted)
         state = await observed(kernel, namespace)
         assert state.standby == {port.endpoint.port}
-        rules = subprocess.run(["ip", "-n", "pod", "rule"], check=True, capture_output=True, text=True).stdout
+        rules = in_pod("rule")
         assert rules.count("from 10.244.1.2 lookup") == 1, rules
         await kernel.apply(planner.detach(namespace, port.endpoint.port, state))
         assert not (await observed(kernel, namespace)).ports()
@@ -155,12 +158,12 @@ CASES: dict[str, Callable[[LinuxKernel], Awaitable[None]]] = {
 
 
 async def main(case: str) -> None:
-    subprocess.run(["ip", "netns", "add", "pod"], check=True)
-    subprocess.run(["ip", "-n", "pod", "link", "set", "lo", "up"], check=True)
     kernel = LinuxKernel()
     await CASES[case](kernel)
     await kernel.close()
 
 
 if __name__ == "__main__":
+    subprocess.run(["ip", "netns", "add", "pod"], check=True)
+    in_pod("link", "set", "lo", "up")
     asyncio.run(main(sys.argv[1]))

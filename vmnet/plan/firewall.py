@@ -138,8 +138,8 @@ def port_script(port: LocalPort) -> str:
 def remove_port_script(name: InterfaceName, sets: dict[str, list[str]]) -> str:
     """Take a port out of the tables: ``sets`` holds the elements that were seen.
 
-    Whatever has gone meanwhile (another removal was faster; older kernels drop a device's chains along with it) must not
-    fail the transaction: all of it is added again before it is deleted. nft 1.0.6 has no ``destroy``.
+    Whatever has gone meanwhile (another removal was faster; older kernels drop a device's chains along with it) must
+    not fail the transaction: all of it is added again before it is deleted. nft 1.0.6 has no ``destroy``.
     """
     gate = f'"{name}"'  # its guest may have opened the port since
     elements = {**sets, **{gate_set: [gate] for gate_set in ("standby", "open")}}
