@@ -117,6 +117,8 @@ class FakeKernel(Kernel):
                 return
             case ops.LoadFirewall(None, _):
                 self.node = replace(self.node, prepared=True)
+            case ops.DeleteLink(namespace, _) if namespace is not None and namespace not in self.networks:
+                return  # what is to be gone is gone
             case ops.LoadFirewall(namespace, script) if namespace is not None:
                 self._load(self._network(namespace), script)
             case ops.ConfigurePod():
