@@ -71,12 +71,16 @@ class Kubelet:
 
     async def _pod(self, pod: Object) -> None:
         name, namespace, uid = (pod["metadata"][key] for key in ("name", "namespace", "uid"))
-        taken = set()
-        if "podAntiAffinity" in pod["spec"]["affinity"]:
-            selector = f"{names.CREATED_BY_LABEL}={pod['metadata']['labels'][names.CREATED_BY_LABEL]}"
-            others = (await self.kube.list(PODS, namespace, labels=selector)).items
-            taken = {item["spec"].get("nodeName") for item in others if kinds.pod_alive(item)}
-        node = next(item for item in NODE_NAMES if item not in taken)
+        node = None
+        while node is None:
+            taken = set()
+            if "podAntiAffinity" in pod["spec"]["affinity"]:
+                selector = f"{names.CREATED_BY_LABEL}={pod['metadata']['labels'][names.CREATED_BY_LABEL]}"
+                others = (await self.kube.list(PODS, namespace, labels=selector)).items
+                taken = {item["spec"].get("nodeName") for item in others if kinds.pod_alive(item)}
+            node = next((item for item in NODE_NAMES if item not in taken), None)
+            if node is None:
+                await asyncio.sleep(0.05)  # a pod of the last migration is still ending
         binding = {
             "apiVersion": "v1",
             "kind": "Binding",
