@@ -144,9 +144,9 @@ class Cluster:
         healthy = self._stores.pods.failure is None and self._stores.machines.failure is None
         return healthy and self.settled(endpoint.machine)
 
-    def is_target(self, endpoint: Endpoint) -> bool:
-        """Whether the machine's present migration goes to this endpoint's pod."""
-        return endpoint.machine is not None and facts.is_target(endpoint.pod.name, self.machine(endpoint.machine))
+    def is_source(self, endpoint: Endpoint) -> bool:
+        """Whether the machine's present migration leaves this endpoint's pod."""
+        return endpoint.machine is not None and facts.is_source(endpoint.pod.name, self.machine(endpoint.machine))
 
     async def wait_for_namespace(self, namespace: str, seconds: float) -> None:
         """Return when the store has the namespace, or after ``seconds``: a pod may be seen before its namespace."""

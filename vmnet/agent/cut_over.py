@@ -117,7 +117,7 @@ class CutOvers:
         settled = self._cluster.settled(endpoint.machine)
         staged = self._staged.get(endpoint.port)
         if live and not gate.open:
-            if staged is not None and staged.key is None:
+            if gate.waiting and staged is not None and staged.key is None:
                 # KubeVirt says the guest runs here, and no frame of its own has opened the port.
                 staged.annotation_at = time.time()
                 await self._open(staged, Key.ANNOTATION, staged.annotation_at)
@@ -127,8 +127,9 @@ class CutOvers:
                 self._announcer.announce(endpoint, asyncio.get_running_loop().time())
         elif live and staged is not None and staged.key is not None and staged.annotation_at is None:
             staged.annotation_at = time.time()
-        elif not live and gate.open and (settled or not self._cluster.is_target(endpoint)):
-            # A target whose guest has spoken is open before the API knows; a source closes on the API's word too.
+        elif not live and gate.open and (settled or self._cluster.is_source(endpoint)):
+            # A target whose guest has spoken is open before the API knows, even before the store that names the
+            # migration; so only a pod that is named as source closes before the migration is over.
             await self._networks.close_moved(network, endpoint)
             self._announcer.cancel(endpoint)
 

@@ -162,6 +162,6 @@ def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
     return bool(state.get("completed")) and {state.get("targetPod"), state.get("sourcePod")} <= living_names
 
 
-def is_target(pod_name: str, vmi: Object | None) -> bool:
-    """Whether the VMI's present migration goes to this pod."""
-    return migration_state(vmi).get("targetPod") == pod_name
+def is_source(pod_name: str, vmi: Object | None) -> bool:
+    """Whether the VMI's present migration leaves this pod."""
+    return migration_state(vmi).get("sourcePod") == pod_name

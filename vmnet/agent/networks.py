@@ -45,6 +45,8 @@ class Gate:
 
     open: bool
     standby: bool
+    waiting: bool
+    """A standby port to whose guest's key the gate has not opened yet; one that a later move closed is not."""
 
 
 class Networks:
@@ -195,8 +197,8 @@ class Networks:
         if observed is None or endpoint.port not in observed.links:
             return None
         standby = endpoint.port in observed.standby
-        closed = (standby and endpoint.port not in observed.open) or endpoint.mac in observed.moved
-        return Gate(open=not closed, standby=standby)
+        waiting = standby and endpoint.port not in observed.open
+        return Gate(open=not waiting and endpoint.mac not in observed.moved, standby=standby, waiting=waiting)
 
     async def open(self, network: Network, endpoint: Endpoint) -> None:
         """Do what the guest's RARP does, for a guest that said nothing. Raises KernelError."""
