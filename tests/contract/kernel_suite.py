@@ -54,6 +54,13 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     await kernel.apply(node_planner.plan(await kernel.observe_node()))
     assert node_planner.plan(await kernel.observe_node()) == ()
 
+    # Who may speak for which networks.
+    for vteps, networks in (((THERE.address,), {NETWORK.id}), ((), {NETWORK.id, NetworkId(8)}), ((), set())):
+        await kernel.apply(node_planner.plan(await kernel.observe_node(), vteps=vteps, networks=networks))
+        state_of_node = await kernel.observe_node()
+        assert node_planner.plan(state_of_node, vteps=vteps, networks=networks) == ()
+        assert state_of_node.sets["vteps4"] == {str(address) for address in vteps}
+
     # A network with a remote endpoint.
     desired = NodeNetwork(
         network=NETWORK,

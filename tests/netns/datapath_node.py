@@ -79,7 +79,10 @@ class Driver:
         )
 
     async def render(self, net: int, endpoints: list[list[Any]], standby: list[str]) -> int:
-        await self.kernel.apply(node_plan.plan(await self.kernel.observe_node()))
+        others = [node.address for node in NODES.values() if node != self.node]
+        state = await self.kernel.observe_node()
+        here = {NetworkId(int(name.removeprefix("vmnet-"))) for name in state.namespaces} | {NetworkId(net)}
+        await self.kernel.apply(node_plan.plan(state, vteps=others, networks=here))
         desired = await self.desired(net, endpoints, standby)
         observed = await self.kernel.observe_network(network(net).namespace)
         await self.kernel.apply(network_plan.plan(desired, observed))
@@ -115,6 +118,10 @@ class Driver:
         observed = await self.kernel.observe_network(network(net).namespace)
         assert observed is not None
         return sorted({str(entry.vtep or "local") for entry in observed.fdb if entry.mac == mac})
+
+    async def join(self, net: int, family: str) -> str:
+        found = node_plan.allocate_join(await self.kernel.observe_node(), NetworkId(net))
+        return str(found.network_ipv4.ip if family == "4" else found.network_ipv6.ip)
 
     async def remove(self, net: int) -> bool:
         await self.kernel.apply(network_plan.remove(NetworkId(net)))

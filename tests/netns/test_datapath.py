@@ -155,3 +155,83 @@ async def test_forged_frames_arrive_nowhere(fabric: Fabric) -> None:
     for name, log in listeners:
         assert await fabric.lab.wait(name, timeout=60) == 0
         assert log.read_text().splitlines()[-1] == "[]"
+
+
+async def test_a_tenant_cannot_speak_for_the_fabric(fabric: Fabric) -> None:
+    """A guest may send what it likes to the nodes' VXLAN port; its node's own address would make it believed."""
+    await fabric.render(7, PODS)
+    await fabric.render(8, [[11, "n1", "a"], [14, "n3", "d"]])
+    victim = "0a:58:c0:a8:00:0e"
+    inner = f"Ether(src='{victim}',dst='ff:ff:ff:ff:ff:ff',type=0x8035)/ARP(op=3,hwsrc='{victim}')"
+    header = "bytes.fromhex('0800000000000800')"
+    program = (
+        "from scapy.all import *; import socket, sys\n"
+        f"frame = {header} + bytes({inner})\n"
+        "for family, node in ((socket.AF_INET, sys.argv[1]), (socket.AF_INET6, sys.argv[2])):\n"
+        "    with socket.socket(family, socket.SOCK_DGRAM) as found: found.sendto(frame, (node, 4789))\n"
+    )
+    for node in ("1", "3"):
+        sent = await fabric.pod(
+            "n1", "a-7", sys.executable, "-c", program, f"172.30.0.1{node}", f"fd00:30::1{node}", timeout=60
+        )
+        assert sent.exit == 0, sent.stderr
+    # By the same way, and answered: what was sent before it has arrived.
+    assert await fabric.reaches("n1", "a-7", "172.30.0.13")
+    assert await fabric.node("n3", "gate", net=8, host=14, pod="d") == "open"
+    assert await fabric.reaches("n1", "a-8", "192.168.0.14")
+
+
+async def test_networks_do_not_meet_in_the_node(fabric: Fabric) -> None:
+    await fabric.render(7, PODS[:1])
+    await fabric.render(8, [[11, "n1", "a"]])
+    for own, other in ((7, 8), (8, 7)):
+        for family in ("4", "6"):
+            address = await fabric.node("n1", "join", net=other, family=family)
+            assert not await fabric.reaches("n1", f"a-{own}", address), f"network {own} reaches {address} of {other}"
+            gateway = await fabric.node("n1", "join", net=own, family=family)
+            assert await fabric.reaches("n1", f"a-{own}", gateway), f"network {own} has its own {gateway}"
+
+
+FABRIC = """
+import socket, sys, json
+found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+found.bind(("vx0", 0)); found.settimeout(60)
+print("ready", flush=True)
+seen = set()
+while True:
+    frame, address = found.recvfrom(2048)
+    if address[2] == 4: continue
+    if b"HONEST" in frame: break
+    kind = frame[12:14].hex()
+    if frame[6:12].hex() == sys.argv[1]: seen.add("source " + kind)
+    if kind == "0806" and socket.inet_aton("192.168.0.1") in (frame[28:32], frame[38:42]): seen.add("arp")
+    if kind == "86dd" and frame[20] == 58 and frame[54] in (133, 134, 137): seen.add("router discovery")
+    if kind == "86dd" and frame[20] == 58 and frame[54] in (135, 136):
+        if frame[62:78] in (socket.inet_pton(10, "fd20::1"), socket.inet_pton(10, "fe80::1")): seen.add("nd")
+print(json.dumps(sorted(seen)))
+"""
+
+
+async def test_the_gateway_is_never_heard_on_the_fabric(fabric: Fabric) -> None:
+    await fabric.render(7, PODS)
+    listen = ["ip", "netns", "exec", "vmnet-7", sys.executable, "-c", FABRIC, "0a58c0a80001"]
+    log = await fabric.lab.spawn("listen", "n2", listen)
+    async with asyncio.timeout(60):
+        while "ready" not in log.read_text():
+            await asyncio.sleep(0.05)
+    for address in ("192.168.0.1", "fd20::1", "192.168.0.12", "fd20::12", "172.30.0.100", "fd00:30::100"):
+        await fabric.pod("n1", "a-7", "ip", "neigh", "flush", "all")
+        assert await fabric.reaches("n1", "a-7", address), address
+        await fabric.pod("n2", "b-7", "ip", "neigh", "flush", "all")
+        assert await fabric.reaches("n2", "b-7", address), address
+    # The node itself speaks to a remote endpoint, from the gateway address.
+    routed = await fabric.lab.exec("n1", ["ip", "netns", "exec", "vmnet-7", "ping", "-c1", "-W3", "192.168.0.12"])
+    assert routed.exit == 1, "the answer goes to the other node's gateway"
+    await fabric.send(
+        "n1", "a-7", f"Ether(src=own,{EVERYONE})/ARP(op=1,hwsrc=own,psrc='192.168.0.11',pdst='192.168.0.1')"
+    )
+    await fabric.send("n1", "a-7", f"Ether(src=own,{NODES6},src='fd20::11')/ICMPv6ND_NS(tgt='fd20::1')")
+    await fabric.send("n1", "a-7", f"Ether(src=own,{NODES6},src='fd20::11')/ICMPv6ND_RS()")
+    await fabric.send("n1", "a-7", f"[{HONEST}/Raw(b'HONEST' + bytes(40))]")
+    assert await fabric.lab.wait("listen", timeout=60) == 0
+    assert log.read_text().splitlines()[-1] == "[]"

@@ -16,7 +16,7 @@ from vmnet.plan import firewall, ops
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
-from vmnet.plan.state import NetworkState
+from vmnet.plan.state import NetworkState, NodeState
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Networks:
         self._services = services
         self._on_detached = on_detached
         self._locks: dict[str, asyncio.Lock] = {}
+        self._numbering = asyncio.Lock()
         self._joins: dict[NetworkId, Join] = {}
         self._rendered: dict[str, Network] = {}
         self._ports: dict[InterfaceName, Endpoint] = {}
@@ -88,7 +89,14 @@ class Networks:
 
     async def prepare_node(self) -> None:
         """Forwarding and address translation of the node's own namespace; adopts what is there."""
-        await self._kernel.apply(node_plan.plan(await self._kernel.observe_node()))
+        await self._prepare(await self._kernel.observe_node())
+
+    async def _prepare(self, state: NodeState) -> None:
+        """Bring the node's own table in step: which networks are here or on their way, and who may speak for them."""
+        own = self._cluster.node(self.node_name)
+        present = {NetworkId(int(namespace.removeprefix("vmnet-"))) for namespace in state.namespaces}
+        vteps = {node.address for node in self._cluster.nodes() if own is None or node.address != own.address}
+        await self._kernel.apply(node_plan.plan(state, vteps=vteps, networks=present | self._joins.keys()))
 
     async def adopt(self) -> tuple[Endpoint, ...]:
         """Take over the networks that an earlier agent rendered, and remove those that nothing here needs.
@@ -247,10 +255,12 @@ class Networks:
             peers.add(other.address)
             if self._cluster.is_live(found):
                 remotes.append(RemoteEndpoint(found, other.address, self._cluster.certain(found)))
-        state = await self._kernel.observe_node()
-        promised = frozenset(join.index for number, join in self._joins.items() if number != network.id)
-        join = self._joins.get(network.id) or node_plan.allocate_join(state, network.id, promised)
-        self._joins[network.id] = join
+        async with self._numbering:
+            state = await self._kernel.observe_node()
+            promised = frozenset(join.index for number, join in self._joins.items() if number != network.id)
+            join = self._joins.get(network.id) or node_plan.allocate_join(state, network.id, promised)
+            self._joins[network.id] = join
+            await self._prepare(state)
         return NodeNetwork(
             network=network,
             node=node,

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from vmnet.kernel import namespaces
-from vmnet.model.names import NamespaceName
+from vmnet.model.names import VXLAN_PORT, NamespaceName
 from vmnet.plan import ops
 from vmnet.plan.ops import Op
 
-VXLAN_PORT: Final = 4789
-"""RFC 7348 section 4.1."""
 POD_TABLE: Final = 100
 """Routing table of replies from a pod's default interface."""
 _ZERO_MAC: Final = "00:00:00:00:00:00"

@@ -7,14 +7,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
-from vmnet.kernel.api import Gone, Kernel
+from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model.addresses import IPInterface
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
-from vmnet.plan import ops
+from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
 
-_ELEMENT: Final = re.compile(r"^(add|delete) element netdev vmnet (\w+) \{ (.+) \}$")
+_ELEMENT: Final = re.compile(r"^(add|delete) element (?:netdev|inet) vmnet (\w+) \{ (.+) \}$")
 _ADD_CHAIN: Final = re.compile(r"^add chain netdev vmnet (\w+) ")
 _DELETE_CHAIN: Final = re.compile(r"^delete chain netdev vmnet (\w+)$")
 _TABLE_CHAIN: Final = re.compile(r"^\s+chain (\w+) \{$")
@@ -115,8 +115,8 @@ class FakeKernel(Kernel):
                 self.networks.pop(namespace, None)
             case ops.SetSysctls():
                 return
-            case ops.LoadFirewall(None, _):
-                self.node = replace(self.node, prepared=True)
+            case ops.LoadFirewall(None, script):
+                self._load_node(script)
             case ops.DeleteLink(namespace, _) if namespace is not None and namespace not in self.networks:
                 return  # what is to be gone is gone
             case ops.LoadFirewall(namespace, script) if namespace is not None:
@@ -206,20 +206,37 @@ class FakeKernel(Kernel):
         held: frozenset[IPInterface] = interfaces[op.interface].addresses | set(op.addresses)
         interfaces[op.interface] = replace(interfaces[op.interface], addresses=held)
 
+    def _load_node(self, script: str) -> None:
+        """The node's own table; a script that makes it begins with its removal."""
+        table = NetworkState(NamespaceName(""))
+        if not self.node.prepared and f"delete table {firewall.NODE_TABLE}" not in script:
+            raise KernelError("the node has no table")
+        if self.node.prepared and f"delete table {firewall.NODE_TABLE}" not in script:
+            held = {name: frozenset((element,) for element in found) for name, found in self.node.sets.items()}
+            table = replace(table, sets=held)
+        loaded = _loaded(table, script)
+        sets = {name: frozenset(element[0] for element in found) for name, found in loaded.sets.items()}
+        self.node = replace(self.node, prepared=True, sets=sets)
+
     def _load(self, state: NetworkState, script: str) -> None:
-        sets, chains = dict(state.sets), set(state.chains)
-        for line in script.splitlines():
-            if match := _ELEMENT.match(line):
-                verb, name, text = match.groups()
-                elements = {tuple(part.strip().strip('"') for part in item.split(" . ")) for item in text.split(", ")}
-                held = set(sets.get(name, frozenset()))
-                sets[name] = frozenset(held | elements if verb == "add" else held - elements)
-            elif match := _ADD_CHAIN.match(line):
-                chains.add(match.group(1))
-            elif match := _DELETE_CHAIN.match(line):
-                chains.discard(match.group(1))
-            elif match := _TABLE_SET.match(line):
-                sets.setdefault(match.group(1), frozenset())
-            elif (match := _TABLE_CHAIN.match(line)) and match.group(1) not in ("output", "postrouting"):
-                chains.add(match.group(1))
-        self.networks[state.namespace] = replace(state, sets=sets, chains=frozenset(chains))
+        self.networks[state.namespace] = _loaded(state, script)
+
+
+def _loaded(state: NetworkState, script: str) -> NetworkState:
+    """A table's sets and chains after a script."""
+    sets, chains = dict(state.sets), set(state.chains)
+    for line in script.splitlines():
+        if match := _ELEMENT.match(line):
+            verb, name, text = match.groups()
+            elements = {tuple(part.strip().strip('"') for part in item.split(" . ")) for item in text.split(", ")}
+            held = set(sets.get(name, frozenset()))
+            sets[name] = frozenset(held | elements if verb == "add" else held - elements)
+        elif match := _ADD_CHAIN.match(line):
+            chains.add(match.group(1))
+        elif match := _DELETE_CHAIN.match(line):
+            chains.discard(match.group(1))
+        elif match := _TABLE_SET.match(line):
+            sets.setdefault(match.group(1), frozenset())
+        elif (match := _TABLE_CHAIN.match(line)) and match.group(1) not in ("output", "postrouting"):
+            chains.add(match.group(1))
+    return replace(state, sets=sets, chains=frozenset(chains))

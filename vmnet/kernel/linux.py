@@ -17,7 +17,8 @@ from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
 from vmnet.model.addresses import IPAddress, IPInterface, parse_mac
-from vmnet.model.names import BRIDGE, UPLINK, VXLAN_L2, InterfaceName, MacAddress, NamespaceName
+from vmnet.model.names import BRIDGE, JOIN_PREFIX, UPLINK, VXLAN_L2, InterfaceName, MacAddress, NamespaceName
+from vmnet.plan import firewall
 from vmnet.plan.ops import Op
 from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
 
@@ -40,7 +41,7 @@ class LinuxKernel(Kernel):
         joins: dict[InterfaceName, JoinState] = {}
         for link in links:
             name = InterfaceName(link["ifname"])
-            if name.startswith("vmj"):
+            if name.startswith(JOIN_PREFIX):
                 found = _interfaces(link)
                 joins[name] = JoinState(
                     name,
@@ -51,15 +52,19 @@ class LinuxKernel(Kernel):
                 )
         uplink = routes[0].get("dev") if routes else None
         mtu = next((int(link["mtu"]) for link in links if link["ifname"] == uplink), 1500)
-        tables = await self._json(None, ["nft", "-j", "list", "tables"])
-        prepared = any(
-            item.get("table", {}).get("name") == "vmnet" and item["table"]["family"] == "inet"
-            for item in tables.get("nftables", [])
-        )
+        sets, chains = await self._node_table()
+        prepared = sets.keys() >= firewall.NODE_SETS and chains >= firewall.NODE_CHAINS
         present = frozenset(
             NamespaceName(path.name) for path in namespaces.DIRECTORY.glob("vmnet-*") if path.name[6:].isdecimal()
         )
-        return NodeState(present, joins, mtu, prepared)
+        held = {name: frozenset(element[0] for element in elements) for name, elements in sets.items()}
+        return NodeState(present, joins, mtu, prepared, held)
+
+    async def _node_table(self) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
+        code, output, errors = await _run(["nft", "-j", "list", "table", *firewall.NODE_TABLE.split()], "")
+        if code and "No such file or directory" not in errors:
+            raise KernelError(f"nft: {errors.strip()}")
+        return _ruleset(json.loads(output) if code == 0 else {}, family="inet")
 
     async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
         """Six dumps, side by side."""
@@ -259,13 +264,15 @@ def _fdb(items: Iterable[dict[str, Any]]) -> tuple[frozenset[FdbEntry], frozense
     return frozenset(entries), frozenset(floods)
 
 
-def _ruleset(found: dict[str, Any]) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
+def _ruleset(
+    found: dict[str, Any], family: str = "netdev"
+) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
     sets: dict[str, frozenset[tuple[str, ...]]] = {}
     chains = set()
     for item in found.get("nftables", []) if isinstance(found, dict) else []:
-        if "chain" in item and item["chain"]["family"] == "netdev":
+        if "chain" in item and item["chain"]["family"] == family:
             chains.add(str(item["chain"]["name"]))
-        if "set" in item:
+        if "set" in item and item["set"]["family"] == family:
             sets[str(item["set"]["name"])] = frozenset(_parts(element) for element in item["set"].get("elem", ()))
     return sets, frozenset(chains)
 

@@ -53,6 +53,10 @@ CNI_SOCKET: Final = "/run/vmnet/cni.sock"
 FIELD_MANAGER_CONTROLLER: Final = "vmnet-controller"
 FIELD_MANAGER_AGENT: Final = "vmnet-agent"
 
+JOIN_PREFIX: Final = "vmj"
+"""Node ends of join veths begin with it."""
+VXLAN_PORT: Final = 4789
+"""RFC 7348 section 4.1."""
 L3_VNI_BIT: Final = 1 << 23
 MAX_NETWORK_ID: Final = L3_VNI_BIT - 1
 
@@ -79,7 +83,7 @@ def port_interface(pod_uid: str, interface: str) -> InterfaceName:
 
 def join_interface(network_id: NetworkId) -> InterfaceName:
     """Node end of the join veth: ``vmj<id>`` (at most 10 characters)."""
-    return InterfaceName(f"vmj{network_id}")
+    return InterfaceName(f"{JOIN_PREFIX}{network_id}")
 
 
 def router_mac(node: str) -> MacAddress:

@@ -5,7 +5,7 @@ netdev chains, so port security and gate are stateless; sets, not rules, carry e
 path deletes, because a deleting transaction costs several times one that adds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from vmnet.model import addresses, names
@@ -98,18 +98,56 @@ table inet vmnet {{
 
 
 def node_script(joins: Iterable[str]) -> str:
-    """The node's own table: what comes from the join pools leaves with the node's address."""
+    """The node's own table, whatever of it was there before.
+
+    What comes from the join pools leaves with the node's address, and networks do not meet in the node (what a service
+    of the node translates may). That same address makes a VXLAN datagram believable to the other nodes, and VXLAN has
+    no other credential: so nothing that a node forwards may reach a node's VXLAN port, or any guest could speak for the
+    fabric of any network.
+    """
     rules = "".join(
-        f'    {"ip6" if ":" in pool else "ip"} saddr {pool} oifname != "vmj*" masquerade\n' for pool in joins
+        f'    {"ip6" if ":" in pool else "ip"} saddr {pool} oifname != "{names.JOIN_PREFIX}*" masquerade\n'
+        for pool in joins
     )
     return f"""\
+add table {NODE_TABLE}
+delete table {NODE_TABLE}
 table {NODE_TABLE} {{
+  set vteps4 {{ type ipv4_addr; }}
+  set vteps6 {{ type ipv6_addr; }}
+  set vnis {{ typeof @th,96,24; }}
+  chain input {{
+    type filter hook input priority filter - 10; policy accept;
+    udp dport {names.VXLAN_PORT} @th,96,24 @vnis ip saddr != @vteps4 drop
+    udp dport {names.VXLAN_PORT} @th,96,24 @vnis ip6 saddr != @vteps6 drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter - 10; policy accept;
+    iifname "{names.JOIN_PREFIX}*" oifname "{names.JOIN_PREFIX}*" ct status & dnat == 0 drop
+    udp dport {names.VXLAN_PORT} ip daddr @vteps4 drop
+    udp dport {names.VXLAN_PORT} ip6 daddr @vteps6 drop
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
 {rules}\
   }}
 }}
 """
+
+
+NODE_SETS: Final = frozenset({"vteps4", "vteps6", "vnis"})
+NODE_CHAINS: Final = frozenset({"input", "forward", "postrouting"})
+
+
+def node_elements_script(missing: Mapping[str, Iterable[str]], stale: Mapping[str, Iterable[str]]) -> str:
+    """Bring the node's sets in step: ``vteps4`` and ``vteps6`` hold the other nodes, ``vnis`` this node's networks."""
+    lines = [
+        f"{verb} element {NODE_TABLE} {name} {{ {', '.join(sorted(elements))} }}"
+        for verb, found in (("add", missing), ("delete", stale))
+        for name, elements in sorted(found.items())
+        if elements
+    ]
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def chains_of(port: InterfaceName) -> tuple[str, str]:

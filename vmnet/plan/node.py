@@ -1,10 +1,11 @@
 """The node's own namespace: forwarding, translation of what leaves by it, and the numbering of joins."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Final
 
 from vmnet.model import names
+from vmnet.model.addresses import IPAddress
 from vmnet.model.endpoint import Join
 from vmnet.model.names import NetworkId
 from vmnet.plan import firewall, ops
@@ -24,14 +25,32 @@ class JoinsExhausted(Exception):
     """More networks on this node than the join subnet has room for."""
 
 
-def plan(observed: NodeState, pools: Sequence[IPv4Network | IPv6Network] = (JOIN_IPV4, JOIN_IPV6)) -> tuple[Op, ...]:
-    """Operations that let networks leave by the node; empty when they can."""
-    if observed.prepared:
-        return ()
-    return (
-        ops.SetSysctls(None, SYSCTLS),
-        ops.LoadFirewall(None, firewall.node_script(str(pool) for pool in pools)),
+def plan(
+    observed: NodeState,
+    pools: Sequence[IPv4Network | IPv6Network] = (JOIN_IPV4, JOIN_IPV6),
+    *,
+    vteps: Collection[IPAddress] = (),
+    networks: Collection[NetworkId] = (),
+) -> tuple[Op, ...]:
+    """Operations that let networks leave by the node; empty when they can.
+
+    ``vteps``: underlay addresses of the *other* nodes; only they may speak VXLAN for ``networks``, those that are on
+    this node or about to be. To be planned again whenever one of the two changes.
+    """
+    wanted = {
+        "vteps4": {str(item) for item in vteps if item.version == 4},
+        "vteps6": {str(item) for item in vteps if item.version == 6},
+        "vnis": {str(number) for number in networks},
+    }
+    held = {name: set(observed.sets.get(name, ())) if observed.prepared else set() for name in wanted}
+    elements = firewall.node_elements_script(
+        {name: wanted[name] - held[name] for name in wanted}, {name: held[name] - wanted[name] for name in wanted}
     )
+    if observed.prepared:
+        return (ops.LoadFirewall(None, elements),) if elements else ()
+    # One transaction: without it there would be a moment in which the table lets no node speak.
+    script = firewall.node_script(str(pool) for pool in pools) + elements
+    return (ops.SetSysctls(None, SYSCTLS), ops.LoadFirewall(None, script))
 
 
 def allocate_join(

@@ -89,7 +89,9 @@ class NodeState:
     mtu: int = 1500
     """MTU of the device that holds the underlay address' default route."""
     prepared: bool = False
-    """The node's own table and forwarding are in place."""
+    """The node's own table is in place, with all its chains and sets (written after the sysctls)."""
+    sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Elements of the sets in the node's own table, as text."""
 
 
 @dataclass(frozen=True, slots=True)

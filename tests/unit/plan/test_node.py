@@ -1,4 +1,4 @@
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
@@ -19,6 +19,36 @@ def having(number: int, address: str) -> NodeState:
 def test_a_prepared_node_is_left_alone() -> None:
     assert node.plan(NodeState(prepared=True)) == ()
     assert any(isinstance(op, ops.LoadFirewall) for op in node.plan(NodeState()))
+
+
+OTHERS = (ip_address("172.30.0.12"), ip_address("fd00:30::13"))
+
+
+def loaded(found: tuple[ops.Op, ...]) -> str:
+    (script,) = [op.script for op in found if isinstance(op, ops.LoadFirewall)]
+    return script
+
+
+def test_only_other_nodes_speak_for_the_networks_of_this_one() -> None:
+    script = loaded(node.plan(NodeState(), vteps=OTHERS, networks={ONE}))
+    for line in ("vteps4 { 172.30.0.12 }", "vteps6 { fd00:30::13 }", "vnis { 1 }"):
+        assert f"add element inet vmnet {line}" in script
+    # A tenant's datagrams leave with this node's own address, so they are stopped before they leave.
+    assert "udp dport 4789 ip daddr @vteps4 drop" in script
+
+
+def test_the_sets_follow_the_nodes_and_networks() -> None:
+    sets = {"vteps4": frozenset({"172.30.0.12"}), "vteps6": frozenset({"fd00:30::13"}), "vnis": frozenset({"1"})}
+    state = NodeState(prepared=True, sets=sets)
+    assert node.plan(state, vteps=OTHERS, networks={ONE}) == ()
+    assert loaded(node.plan(state, vteps=OTHERS[1:], networks={ONE, TWO})) == (
+        "add element inet vmnet vnis { 2 }\ndelete element inet vmnet vteps4 { 172.30.0.12 }\n"
+    )
+
+
+def test_a_table_that_is_half_there_is_replaced_with_all_its_elements() -> None:
+    half = NodeState(prepared=False, sets={"vteps4": frozenset({"172.30.0.12"})})
+    assert "add element inet vmnet vteps4 { 172.30.0.12 }" in loaded(node.plan(half, vteps=OTHERS))
 
 
 def test_both_ends_lie_in_one_small_network() -> None:
