@@ -19,6 +19,7 @@ PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; exec 
         "death_while_a_port_is_made",
         "a_port_goes_while_its_state_changes",
         "a_network_comes_back_at_once",
+        "a_thousand_machines",
     ],
 )
 async def test_recovery(case: str) -> None:

@@ -33,7 +33,7 @@ def packet_socket(interface: InterfaceName, protocols: tuple[int, ...], udp_port
     try:
         program = frame_filter(protocols, udp_ports)
         if program:
-            _attach(opened, program)
+            attach_filter(opened, program)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         opened.bind((interface, ETH_P_ALL))
     except BaseException:
@@ -135,7 +135,8 @@ def _assemble(program: list[tuple[int, str | int, str | int, int] | str]) -> tup
     )
 
 
-def _attach(opened: socket.socket, program: Sequence[Instruction]) -> None:
+def attach_filter(opened: socket.socket, program: Sequence[Instruction]) -> None:
+    """Have the kernel drop what the program does not pass. Raises OSError."""
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
     opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(buffer)))
