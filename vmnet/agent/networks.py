@@ -210,9 +210,13 @@ class Networks:
 
     async def open(self, network: Network, endpoint: Endpoint) -> None:
         """Do what the guest's RARP does, for a guest that said nothing. Raises KernelError."""
-        script = firewall.open_script(endpoint.port) + firewall.not_moved_script(endpoint.mac)
+        # The transaction that deletes comes last: a target's guest, which has not been here, need not wait for it.
         await self._kernel.apply(
-            (ops.LoadFirewall(network.namespace, script), *network_plan.repoint_local(network.namespace, endpoint))
+            (
+                ops.LoadFirewall(network.namespace, firewall.open_script(endpoint.port)),
+                *network_plan.repoint_local(network.namespace, endpoint),
+                ops.LoadFirewall(network.namespace, firewall.not_moved_script(endpoint.mac)),
+            )
         )
 
     async def reassert(self, network: Network, endpoint: Endpoint) -> None:
