@@ -246,6 +246,9 @@ class NetworkReconciler:
             await self._kube.create(NADS, wanted, namespace)
         except AlreadyExists:
             return f"NetworkAttachmentDefinition {wanted['metadata']['name']} is being deleted; made again after that"
+        except (Forbidden, Invalid) as error:
+            # The namespace goes, and the network with it.
+            return str(error)
         return None
 
     def _nad(self, resource: Resource, item: Object, namespace: str, network: Network) -> Object:

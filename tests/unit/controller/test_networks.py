@@ -1,8 +1,12 @@
 import asyncio
 import json
+import logging
 from typing import Any
 
-from vmnet.kube.api import CUDNS, NADS, NAMESPACES, PODS, UDNS, Unavailable
+import pytest
+
+from vmnet.kube.api import CUDNS, NADS, NAMESPACES, PODS, UDNS, Forbidden, Unavailable
+from vmnet.kube.fake import refuse
 from vmnet.model import names
 from vmnet.model.network import from_nad
 
@@ -143,6 +147,20 @@ async def test_an_attachment_deleted_by_hand_comes_back(world: Any) -> None:
             )
         )
     assert from_nad(second) == from_nad(first)
+
+
+async def test_an_attachment_that_goes_with_its_namespace_is_not_an_error(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    why = "403: unable to create new content in namespace red because it is being terminated"
+    async with world.controller():
+        await world.until(lambda: world.condition(UDNS, "tenant", "NetworkReady", "red"))
+        world.kube.fail = refuse("create", resource=NADS, error=Forbidden(why))
+        await world.kube.delete(NADS, "tenant", "red")
+        await world.until(lambda: world.condition(UDNS, "tenant", "NetworkReady", "red")["message"] == why)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_changed_attachment_is_put_right(world: Any) -> None:
