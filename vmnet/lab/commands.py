@@ -38,6 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without", action="append", default=[], choices=COMPONENTS, help="leave a component out (may be repeated)"
     )
 
+    started.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="use the API server of FILE's current context, with its controllers and scheduler, instead of the lab's "
+        "own; it should be a cluster without nodes: the lab writes its definitions and the nodes n1, n2, … there, and "
+        "they stay when the lab ends",
+    )
+
     def add(
         name: str, run: Callable[[argparse.Namespace], Awaitable[int]], text: str, *parents: argparse.ArgumentParser
     ) -> argparse.ArgumentParser:
@@ -118,10 +127,20 @@ class Steps:
         self._progress.add_task(text, total=1)
 
 
+def _lab(arguments: argparse.Namespace, steps: Steps) -> Lab:
+    return Lab(
+        arguments.name,
+        arguments.nodes,
+        listener=steps.tell,
+        without=arguments.without,
+        kubeconfig=arguments.kubeconfig,
+    )
+
+
 async def run_up(arguments: argparse.Namespace) -> int:
     """``vmnet lab up``."""
     with Steps() as steps:
-        lab = Lab(arguments.name, arguments.nodes, listener=steps.tell, without=arguments.without)
+        lab = _lab(arguments, steps)
         await lab.up()
     option = "" if arguments.name == "lab" else f" --name {arguments.name}"
     _output.print(f"lab [bold]{arguments.name}[/] is up: {arguments.nodes} nodes")
@@ -236,7 +255,7 @@ async def run_demo(arguments: argparse.Namespace) -> int:
     """``vmnet lab demo``: exit status 1 when the scenario found a fault."""
     demo = importlib.import_module("vmnet.lab.demo")
     with Steps() as steps:
-        lab = Lab(arguments.name, arguments.nodes, listener=steps.tell, without=arguments.without)
+        lab = _lab(arguments, steps)
         await lab.up(dies_with_caller=not arguments.keep)
         try:
             status: int = await _unless_failed(lab, demo.run(lab, report=arguments.report, step=steps.say))

@@ -25,7 +25,8 @@ class State:
     """``state.json``: which processes (numbers of the machine's own PID namespace) are this lab.
 
     ``launcher`` waits outside for ``init``, PID 1 of the lab. ``…_start`` is the start time in clock ticks since boot:
-    with it a number that was reused is told from the original.
+    with it a number that was reused is told from the original. With an external API ``api_port`` is 0 and ``relay`` the
+    process that leads there; else ``relay`` is 0.
     """
 
     name: str
@@ -35,6 +36,8 @@ class State:
     init_start: int
     nodes: int
     api_port: int
+    relay: int = 0
+    relay_start: int = 0
 
 
 def start_time(pid: int) -> int | None:
@@ -79,6 +82,11 @@ class LabDirectory:
     def control_socket(self) -> Path:
         """Where the lab's init listens (``vmnet.lab.control``)."""
         return self.path / "control.sock"
+
+    @property
+    def api_socket(self) -> Path:
+        """Where connections to an external API leave the lab (``vmnet.lab.relay``)."""
+        return self.path / "api.sock"
 
     @property
     def logs(self) -> Path:

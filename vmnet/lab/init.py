@@ -56,8 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vmnet.lab.init")
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--api-port", type=int, required=True, help="port of --listener on the machine's loopback")
-    parser.add_argument("--listener", type=int, required=True, help="descriptor of the socket the API inherits")
+    parser.add_argument("--api-port", type=int, help="port of --listener on the machine's loopback")
+    parser.add_argument("--listener", type=int, help="descriptor of the socket the API inherits")
+    parser.add_argument("--external-api", metavar="URL", default="", help="instead of both: who serves the API")
     parser.add_argument("--progress", type=int, required=True, help="descriptor that steps are reported on")
     parser.add_argument("--without", action="append", default=[], choices=COMPONENTS)
     return parser
@@ -126,6 +127,7 @@ class Supervisor:
     def __init__(self, arguments: argparse.Namespace, progress: Progress) -> None:
         self._directory = LabDirectory(arguments.directory)
         self._hosts = topology.nodes(arguments.nodes)
+        self._external: str = arguments.external_api
         self._api_port: int = arguments.api_port
         self._listener: int = arguments.listener
         self._without = frozenset(arguments.without)
@@ -213,31 +215,38 @@ class Supervisor:
     async def _start_api(self) -> None:
         ready_read, ready_write = os.pipe()
         try:
-            await self._start(
-                Specification(
-                    "apiserver",
-                    topology.FABRIC,
-                    python_module(
-                        "vmnet.lab.apiserver",
-                        "--listen",
-                        f"{topology.FABRIC_IPV4}:{topology.API_PORT}",
-                        "--inherit-fd",
-                        str(self._listener),
-                        "--certificates",
-                        str(self._directory.certificates),
-                        "--kubeconfig",
-                        str(self._directory.kubeconfig),
-                        *self._mounts(),
-                        "--ready-fd",
-                        str(ready_write),
-                    ),
-                    descriptors=(self._listener, ready_write),
-                )
-            )
+            await self._start(self._relay(ready_write) if self._external else self._embedded_api(ready_write))
         finally:
             os.close(ready_write)
         await self._unless_failed(_read_byte(ready_read), "the API server")
-        self._write_kubeconfigs()
+        if not self._external:
+            self._write_kubeconfigs()
+
+    def _relay(self, ready: int) -> Specification:
+        socket_path = str(self._directory.api_socket)
+        argv = python_module("vmnet.lab.relay", "fabric", "--socket", socket_path, "--ready-fd", str(ready))
+        return Specification("api-relay", topology.FABRIC, argv, descriptors=(ready,))
+
+    def _embedded_api(self, ready: int) -> Specification:
+        return Specification(
+            "apiserver",
+            topology.FABRIC,
+            python_module(
+                "vmnet.lab.apiserver",
+                "--listen",
+                f"{topology.FABRIC_IPV4}:{topology.API_PORT}",
+                "--inherit-fd",
+                str(self._listener),
+                "--certificates",
+                str(self._directory.certificates),
+                "--kubeconfig",
+                str(self._directory.kubeconfig),
+                *self._mounts(),
+                "--ready-fd",
+                str(ready),
+            ),
+            descriptors=(self._listener, ready),
+        )
 
     def _mounts(self) -> list[str]:
         """What virtctl calls is served by the API server itself: the lab needs no second TLS server for it."""
@@ -265,7 +274,7 @@ class Supervisor:
         files = [word for path in paths if path.name != "kustomization.yaml" for word in ("-f", str(path))]
         if files:
             await self._kubectl("apply", "--server-side", "--force-conflicts", *files)
-            await self._kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+            await self._kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
 
     async def _start_components(self) -> None:
         inner = str(self._directory.inner_kubeconfig)
@@ -380,7 +389,8 @@ class Supervisor:
             for host in (*self._hosts, topology.OUTSIDE_HOST)
         ]
         statuses = [{**asdict(item), "failed": item.failed} for item in self._processes.statuses()]
-        return {"hosts": hosts, "processes": statuses, "api": f"https://127.0.0.1:{self._api_port}"}
+        api = self._external or f"https://127.0.0.1:{self._api_port}"
+        return {"hosts": hosts, "processes": statuses, "api": api}
 
     async def _command_restart(self, body: Mapping[str, Any]) -> Body:
         return asdict(await self._processes.restart(body["name"]))

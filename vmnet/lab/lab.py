@@ -15,6 +15,7 @@ from vmnet.lab.directory import LabDirectory, State
 from vmnet.lab.errors import LabError
 from vmnet.lab.guest.image import guest_image
 from vmnet.lab.launch import Step
+from vmnet.lab.relay import ExternalApi
 
 CALL_TIMEOUT: Final = 30.0
 
@@ -36,6 +37,7 @@ class Lab:
     """``async with Lab(name="mine") as lab`` brings a lab up and takes it down again.
 
     ``attached`` gives a handle on one that is up. ``without`` leaves components out (``vmnet.lab.init.COMPONENTS``).
+    ``kubeconfig`` leads to an API server, with its controllers and scheduler, that serves the lab from outside.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Lab:
         *,
         listener: Callable[[Step], None] = _silent,
         without: Sequence[str] = (),
+        kubeconfig: Path | None = None,
     ) -> None:
         self.directory = LabDirectory.of(name)
         self._nodes = nodes
         self._listener = listener
         self._without = tuple(without)
+        self._external_kubeconfig = kubeconfig
 
     @classmethod
     def attached(cls, name: str = "lab") -> "Lab":
@@ -70,6 +74,7 @@ class Lab:
 
     async def up(self, *, dies_with_caller: bool = False) -> State:
         """Bring it up. Raises LabError: it is up already, a prerequisite is missing, or the start failed."""
+        external = await self._external_api()
         prerequisites.require()
         with self.directory.locked():
             if self.directory.alive() is not None:
@@ -88,7 +93,17 @@ class Lab:
                 self._listener,
                 dies_with_caller=dies_with_caller,
                 without=self._without,
+                external=external,
             )
+
+    async def _external_api(self) -> ExternalApi | None:
+        if self._external_kubeconfig is None:
+            return None
+        if "apiserver" in self._without:
+            raise LabError("a lab without an API server does not use a kubeconfig", "leave one of both options out")
+        external = ExternalApi.read(self._external_kubeconfig.absolute())
+        await external.check(self._nodes)
+        return external
 
     async def _make_guest_image(self) -> None:
         """Before the lab, which is sealed, begins: the kernel is a Debian package that has to be fetched once."""

@@ -12,13 +12,15 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.lab import namespaces
+from vmnet.lab import namespaces, relay
 from vmnet.lab.directory import ENVIRONMENT_VARIABLE, LabDirectory, State, start_time
 from vmnet.lab.errors import LabError
+from vmnet.lab.relay import ExternalApi
 
 INIT_LOG: Final = "init"
 END_SECONDS: Final = 20.0
@@ -43,19 +45,33 @@ async def start(
     *,
     dies_with_caller: bool,
     without: Sequence[str] = (),
+    external: ExternalApi | None = None,
 ) -> State:
     """Start a lab in an empty directory and return when it is ready. Raises LabError after ending what it started.
 
-    ``dies_with_caller``: the lab ends with the calling process, even by SIGKILL.
+    ``dies_with_caller``: the lab ends with the calling process, even by SIGKILL. ``external``: the API that takes the
+    place of the embedded one and of its controllers.
     """
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as api:
+    with ExitStack() as stack:
+        if external is None:
+            api = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
+            port = int(api.getsockname()[1])
+            words = ["--api-port", str(port), "--listener", str(api.fileno())]
+            inherited = [api.fileno()]
+        else:
+            external.write(directory)
+            api, port = stack.enter_context(relay.listen(directory)), 0
+            words = ["--external-api", external.server, "--without", "controllers"]
+            inherited = []
         read, write = os.pipe()
         try:
-            launcher = _launch(directory, nodes, api, write, dies_with_caller, without)
+            words += ["--nodes", str(nodes), *(word for name in without for word in ("--without", name))]
+            launcher = _launch(directory, words, inherited, write, dies_with_caller)
         finally:
             os.close(write)
         try:
             init = await _child_of(launcher)
+            carrier = external.start(directory, api, init) if external else 0
             state = State(
                 name=directory.name,
                 launcher=launcher,
@@ -63,7 +79,9 @@ async def start(
                 init=init,
                 init_start=start_time(init) or 0,
                 nodes=nodes,
-                api_port=api.getsockname()[1],
+                api_port=port,
+                relay=carrier,
+                relay_start=(start_time(carrier) or 0) if carrier else 0,
             )
             directory.write_state(state)
             await _follow(read, listener, directory)
@@ -75,15 +93,12 @@ async def start(
     return state
 
 
-def _launch(
-    directory: LabDirectory, nodes: int, api: socket.socket, progress: int, dies: bool, without: Sequence[str]
-) -> int:
+def _launch(directory: LabDirectory, words: Sequence[str], inherited: Sequence[int], progress: int, dies: bool) -> int:
     argv = [
         *("unshare", "--fork", "--kill-child", "--pid", "--mount", "--net", "--uts", "--ipc", "--mount-proc", "--"),
         *(sys.executable, "-m", "vmnet.lab.init"),
-        *("--directory", str(directory.path), "--nodes", str(nodes)),
-        *("--api-port", str(api.getsockname()[1]), "--listener", str(api.fileno()), "--progress", str(progress)),
-        *(word for name in without for word in ("--without", name)),
+        *("--directory", str(directory.path), "--progress", str(progress)),
+        *words,
     ]
     parent = os.getpid()
     pid = os.fork()
@@ -100,7 +115,7 @@ def _launch(
         os.dup2(null, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        for descriptor in (api.fileno(), progress):
+        for descriptor in (*inherited, progress):
             os.set_inheritable(descriptor, True)
         os.execvpe(argv[0], argv, {**os.environ, ENVIRONMENT_VARIABLE: str(directory.path)})  # noqa: S606
     finally:
@@ -163,6 +178,9 @@ async def end(directory: LabDirectory, *, keep_files: bool = False) -> bool:
         # PID 1 first: while the launcher lives, its end tells that the whole namespace is gone.
         for pid, start in ((state.init, state.init_start), (state.launcher, state.launcher_start)):
             ran = await _end_process(pid, start) or ran
+        if state.relay:
+            # It ends with PID 1, by itself; this waits for it.
+            await _end_process(state.relay, state.relay_start)
     if not keep_files:
         directory.remove()
     return ran
@@ -175,7 +193,10 @@ async def _end_process(pid: int, start: int) -> bool:
         return False
     try:
         # The number may have been reused; the descriptor pins whatever it is now.
-        if start_time(pid) != start:
+        now = start_time(pid)
+        if now != start:
+            if now is None:
+                _reap(pid)
             return False
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         gone = await asyncio.to_thread(wait_ended, descriptor, END_SECONDS)
@@ -197,7 +218,7 @@ def wait_ended(descriptor: int, timeout: float) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """Collect the launcher's exit status where it is our child."""
+    """Collect the exit status of what ``start`` started, where it is our child."""
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:

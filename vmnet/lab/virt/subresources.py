@@ -18,6 +18,7 @@ from vmnet.lab.apiserver.requests import parse_path
 from vmnet.lab.apiserver.resources import ResourceInfo
 from vmnet.lab.apiserver.server import ApiServer
 from vmnet.lab.apiserver.status import ApiError, bad_request
+from vmnet.lab.errors import LabError
 from vmnet.lab.virt import domains, kinds, machines, qemu
 from vmnet.lab.virt.instances import current_pod, pods_selector
 from vmnet.lab.virt.migrations import active_jobs
@@ -61,6 +62,21 @@ def mount(server: ApiServer, kubeconfig: Path) -> "Subresources":
     for version in VERSIONS:
         server.mount(GROUP, version, resources(version), found)
     return found
+
+
+async def on_machine(kubeconfig: Path, namespace: str, name: str, verb: str) -> None:
+    """What virt-api would write for ``verb`` of a VirtualMachine, to an API that has no such group. Raises LabError."""
+
+    async def connect() -> Kube:
+        return await KubeClient.connect(kubeconfig, user_agent="virt-api")
+
+    calls = Subresources(connect)
+    try:
+        await calls.on_machine(namespace, name, verb)
+    except (ApiError, KubeError) as error:
+        raise LabError(f"{verb} of VirtualMachine {namespace}/{name}: {error}") from error
+    finally:
+        await calls.close()
 
 
 class Subresources:
@@ -112,6 +128,10 @@ class Subresources:
         except KubeError as error:
             raise _internal(str(error)) from error
         return web.Response(status=code)
+
+    async def on_machine(self, namespace: str, name: str, verb: str) -> None:
+        """``start``, ``stop``, ``restart`` or ``migrate`` without a request. Raises ApiError and KubeError."""
+        await self._calls["virtualmachines", verb](namespace, name, {})
 
     # Machines
 
