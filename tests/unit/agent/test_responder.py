@@ -46,6 +46,7 @@ class LoopbackKernel:
 
     def __init__(self) -> None:
         self.ports: dict[str, int] = {}
+        self.streams: dict[str, socket.socket] = {}
         self.opened: list[socket.socket] = []
         self.outgoing: list[tuple[str, str]] = []
         self.fail = False
@@ -59,8 +60,7 @@ class LoopbackKernel:
         sock.setblocking(False)
         self.opened.append(sock)
         if port:
-            sock.bind((str(address), 0))
-            self.ports[namespace] = sock.getsockname()[1]
+            self._bind_both(sock, namespace, str(address))
         else:
             assert address == IPv4Address(0)
             self.outgoing.append((namespace, "udp"))
@@ -69,12 +69,24 @@ class LoopbackKernel:
     async def tcp_listener(
         self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
     ) -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = self.streams.pop(namespace)
         sock.setblocking(False)
-        sock.bind((str(address), self.ports[namespace]))
         sock.listen()
         self.opened.append(sock)
         return sock
+
+    def _bind_both(self, datagrams: socket.socket, namespace: NamespaceName, address: str) -> None:
+        """One free port for both: a port that is free for UDP may be somebody's TCP port."""
+        while True:
+            stream = socket.create_server((address, 0))
+            try:
+                datagrams.bind(stream.getsockname())
+            except OSError:
+                stream.close()
+                continue
+            self.streams[namespace] = stream
+            self.ports[namespace] = stream.getsockname()[1]
+            return
 
     async def tcp_socket(self, namespace: NamespaceName, family: int) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
