@@ -239,7 +239,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
         for machine in (RED, BLUE):
             guest = await found.scenario.guest(*machine)
             await found.scenario.addresses(guest)
-            await guest.start(["probe", "serve"])
+            await found.scenario.serve(guest)
         yield found
 
 

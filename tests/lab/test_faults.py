@@ -36,7 +36,7 @@ async def test_connections_outlive_a_failed_migration_and_killed_processes() -> 
         addresses = await scenario.addresses(blue)
         address = next(text for text in addresses if "." in text).split("/")[0]
         source = await scenario.vmi(*BLUE, "{.status.nodeName}")
-        await blue.start(["probe", "serve"])
+        await scenario.serve(blue)
         stream = await red.start(["probe", "--json-lines", "send", address, "7008", "600"])
         await scenario.until("the stream runs", lambda: scenario.all_run(red, [stream]))
 

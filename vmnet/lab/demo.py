@@ -114,7 +114,7 @@ class Scenario:
         report = self.report
         target_address = next(text for text in report.addresses_before if "." in text).split("/")[0]
         self._step("start streams and a 1 kHz probe")
-        await blue.start(["probe", "serve"])
+        await self.serve(blue)
         jobs = {
             "probe": await red.start(["probe", "--json-lines", "udp", target_address, "7007", "1000", "600"]),
             "red→blue": await red.start(["probe", "--json-lines", "send", target_address, "7008", "600"]),
@@ -146,6 +146,15 @@ class Scenario:
             gap = float(result["longest_gap_ms"])
             fine = not result["resets"] and not result["errors"] and gap <= STALL_LIMIT_MS
             report.tcp_streams.append(Stream(name, int(result["bytes"]), int(result["resets"]), gap, fine))
+
+    async def serve(self, guest: GuestAgent) -> None:
+        """Start the far end of the streams in a guest, and wait until it listens."""
+        job = await guest.start(["probe", "serve"])
+
+        async def listens() -> bool:
+            return "serving" in (await guest.poll(job)).stdout
+
+        await self.until("the guest serves streams", listens)
 
     async def all_run(self, guest: GuestAgent, jobs: Sequence[str]) -> bool:
         """Every job has reported progress; one that ended already could not connect."""
