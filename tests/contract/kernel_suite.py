@@ -20,12 +20,13 @@ from vmnet.model.endpoint import (
     PortState,
     RemoteEndpoint,
 )
-from vmnet.model.names import InterfaceName, NetworkId
+from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network
 from vmnet.plan import firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
 from vmnet.plan.network import PodInterface
+from vmnet.plan.table import Chain, Elements, Table
 
 NETWORK = Network(name="n", id=NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd20::/64")))
 HERE, THERE = Node("n1", ip_address("127.0.0.1")), Node("n2", ip_address("172.30.0.12"))
@@ -37,6 +38,66 @@ def endpoint(host: int, node: str) -> Endpoint:
     machine = MachineReference("ns", f"vm{host}")
     reference = PodReference("ns", f"p{host}", f"uid-{host}-{node}")
     return Endpoint(reference, "n", node, mac_for(addresses[0].ip), addresses, machine=machine)
+
+
+BACKENDS = Table(
+    "inet",
+    "vmnet-test",
+    {
+        "services": Elements("type ipv4_addr . inet_service : verdict;", {"10.96.0.7 . 80": "goto one"}),
+        "peers": Elements("type ipv4_addr; flags interval;", frozenset({"10.0.0.0/8", "192.168.7.0/24"})),
+        "sticky": Elements("type ipv4_addr; flags dynamic,timeout; timeout 30s; size 100;", None),
+    },
+    {
+        "one": Chain(("meta l4proto tcp dnat ip to 192.168.0.11:8080",)),
+        "before": Chain(
+            ("ip saddr @peers counter", "ip daddr . tcp dport vmap @services"),
+            "type nat hook prerouting priority dstnat;",
+        ),
+    },
+    bridged=True,
+)
+
+
+def _next() -> Table:
+    """The same with one service changed, one added, a chain that goes and one that comes."""
+    services = Elements(BACKENDS.sets["services"].header, {"10.96.0.7 . 80": "goto two", "10.96.0.8 . 80": "goto two"})
+    peers = Elements(BACKENDS.sets["peers"].header, frozenset({"10.0.0.0/8", "172.16.0.0/12"}))
+    two = Chain(("meta l4proto tcp dnat ip to 192.168.0.12:8080",))
+    rest = {"sticky": BACKENDS.sets["sticky"], "others": Elements("type ipv6_addr;", frozenset({"fd20::7"}))}
+    return replace(
+        BACKENDS,
+        sets={"services": services, "peers": peers, **rest},
+        chains={"two": two, "before": replace(BACKENDS.chains["before"], rules=BACKENDS.chains["before"].rules[1:])},
+    )
+
+
+async def _tables(make: Callable[[], Kernel], place: NamespaceName | None) -> None:
+    """Made, changed, adopted, replaced by who does not know what is there, and removed."""
+    kernel = make()
+
+    async def digests() -> dict[str, str]:
+        state = await kernel.observe_network(place) if place is not None else await kernel.observe_node()
+        assert state is not None
+        return dict(state.tables)
+
+    async def bring(tables: tuple[Table, ...], held: tuple[Table, ...]) -> int:
+        known = {table.identity: table for table in held}
+        found = tuple(planner.load_tables(place, await digests(), tables, known))
+        await kernel.apply(found)
+        assert await digests() == {table.identity: table.digest for table in tables}
+        return len(found)
+
+    later = _next()
+    assert await bring((BACKENDS,), ())
+    assert await bring((BACKENDS,), ()) == 0
+    assert await bring((later,), (BACKENDS,)) == 1
+    assert await bring((BACKENDS,), (later,)) == 1
+    assert await bring((later,), ())
+    other_type = replace(later, sets={**later.sets, "others": Elements("type ipv4_addr;", frozenset({"10.0.0.1"}))})
+    assert await bring((other_type,), (later,)) == 1
+    assert await bring((), (other_type,)) == 1
+    assert await bring((), ()) == 0
 
 
 async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> None:
@@ -76,6 +137,10 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert planner.plan(desired, state) == ()
     assert namespace in (await kernel.observe_node()).namespaces
     assert node_planner.allocate_join(await kernel.observe_node(), NETWORK.id) == desired.join
+
+    # Tables of their own, in the network's namespace and in the node's.
+    for place in (namespace, None):
+        await _tables(make, place)
 
     # A standby port.
     port = LocalPort(endpoint(11, "n1"), PortState.STANDBY)

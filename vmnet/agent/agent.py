@@ -13,7 +13,7 @@ from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.guests import GuestServices
-from vmnet.agent.networks import Networks, NotReady
+from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.responder import Responders
 from vmnet.agent.services import AddressService, NameService
 from vmnet.kernel.api import Gone, Kernel
@@ -46,6 +46,8 @@ class Agent:
         self._stores = stores
         self._network_queue = KeyedQueue()
         self._machine_queue = KeyedQueue()
+        self._node_queue = KeyedQueue()
+        sources: tuple[TableSource, ...] = ()
         self._adopted = asyncio.Event()
         self._cluster = Cluster(
             stores,
@@ -61,6 +63,7 @@ class Agent:
             settings.node_name,
             (AddressService(self._guests), NameService(self._responders)),
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
+            sources=sources,
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
         self._attachments = Attachments(kube, self._cluster, self._networks, self._cut_overs, self._adopted)
@@ -105,6 +108,12 @@ class Agent:
                     ),
                     "machines",
                 )
+                tasks.service(
+                    work(
+                        self._node_queue, self._reconcile_node, kind="node", observe=_observe, expected=(NotReady, Gone)
+                    ),
+                    "node",
+                )
                 await asyncio.Event().wait()
         finally:
             await self._server.close()
@@ -136,6 +145,10 @@ class Agent:
 
     async def _reconcile_network(self, name: str) -> float | None:
         await self._networks.render(name)
+        return RESYNC_SECONDS
+
+    async def _reconcile_node(self, key: str) -> float | None:
+        await self._networks.prepare_node()
         return RESYNC_SECONDS
 
     async def _reconcile_machine(self, key: str) -> float | None:

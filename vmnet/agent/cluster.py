@@ -26,10 +26,23 @@ class Stores:
     nads: Informer
     machines: Informer
     """VirtualMachineInstances; empty where KubeVirt is not installed."""
+    services: Informer
+    endpoint_slices: Informer
+    policies: Informer
+    """NetworkPolicies."""
 
     def all(self) -> tuple[Informer, ...]:
         """Every informer, to be run and waited for."""
-        return (self.pods, self.nodes, self.namespaces, self.nads, self.machines)
+        return (
+            self.pods,
+            self.nodes,
+            self.namespaces,
+            self.nads,
+            self.machines,
+            self.services,
+            self.endpoint_slices,
+            self.policies,
+        )
 
 
 class Cluster:

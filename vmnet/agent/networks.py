@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,13 +10,14 @@ from vmnet.agent.cluster import Cluster
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
-from vmnet.model.names import InterfaceName, NetworkId
+from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network
 from vmnet.plan import firewall, ops
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import NetworkState, NodeState
+from vmnet.plan.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,25 @@ class NetworkService(Protocol):
 
     async def leave(self, network_id: NetworkId) -> None:
         """The network leaves this node."""
+        ...
+
+
+class TableSource(Protocol):
+    """Something that wants nftables tables of its own (services, policy, the lock on eth0). Reads stores; never waits.
+
+    When its answers may have changed it says so by the callbacks it was made with.
+    """
+
+    def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
+        """Tables of one network's namespace; they are in place before a port comes up."""
+        ...
+
+    def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
+        """Tables of the node's own namespace. ``rendered``: the networks that are on this node, by name."""
+        ...
+
+    def demands(self, network: str) -> bool:
+        """Whether the network must be on this node even without a local endpoint (a NodePort)."""
         ...
 
 
@@ -59,6 +79,7 @@ class Networks:
         node_name: str,
         services: tuple[NetworkService, ...],
         on_detached: Callable[[Endpoint], None],
+        sources: tuple[TableSource, ...] = (),
     ) -> None:
         self.node_name = node_name
         self._kernel = kernel
@@ -71,6 +92,10 @@ class Networks:
         self._rendered: dict[str, Network] = {}
         self._ports: dict[InterfaceName, Endpoint] = {}
         self._mtus: dict[NetworkId, int] = {}
+        self._sources = sources
+        self._desires: dict[str, NodeNetwork] = {}
+        self._held: dict[NamespaceName | None, dict[str, Table]] = {}
+        """Tables that the kernel holds because this process loaded them, or found their digest."""
 
     def rendered(self) -> tuple[Network, ...]:
         """Networks that are on this node now."""
@@ -88,15 +113,43 @@ class Networks:
         return node
 
     async def prepare_node(self) -> None:
-        """Forwarding and address translation of the node's own namespace; adopts what is there."""
-        await self._prepare(await self._kernel.observe_node())
+        """Forwarding, address translation and tables of the node's own namespace; adopts what is there."""
+        async with self._numbering:
+            await self._prepare(await self._kernel.observe_node())
 
     async def _prepare(self, state: NodeState) -> None:
         """Bring the node's own table in step: which networks are here or on their way, and who may speak for them."""
         own = self._cluster.node(self.node_name)
         present = {NetworkId(int(namespace.removeprefix("vmnet-"))) for namespace in state.namespaces}
         vteps = {node.address for node in self._cluster.nodes() if own is None or node.address != own.address}
-        await self._kernel.apply(node_plan.plan(state, vteps=vteps, networks=present | self._joins.keys()))
+        tables = self._node_tables()
+        networks, held = present | self._joins.keys(), self._held.get(None, {})
+        await self._load(None, tables, node_plan.plan(state, vteps=vteps, networks=networks, tables=tables, held=held))
+
+    def _node_tables(self) -> tuple[Table, ...]:
+        return tuple(table for source in self._sources for table in source.node_tables(self._desires))
+
+    async def _bring_node_tables(self) -> None:
+        """What a new port, or a new network, means for the node; without a look at the kernel when that is nothing."""
+        held = self._held.get(None, {})
+        wanted = {table.identity: table.digest for table in self._node_tables()}
+        if wanted != {identity: table.digest for identity, table in held.items()}:
+            await self.prepare_node()
+
+    async def _load(self, namespace: NamespaceName | None, tables: Iterable[Table], found: Iterable[ops.Op]) -> None:
+        """Apply a plan that brings tables in step, and remember what the kernel holds then."""
+        self._held.pop(namespace, None)  # after a failure only the digests that the kernel shows count
+        await self._kernel.apply(tuple(found))
+        self._held[namespace] = {table.identity: table for table in tables}
+
+    def _tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
+        return tuple(table for source in self._sources for table in source.network_tables(desired))
+
+    async def _render(self, desired: NodeNetwork, observed: NetworkState | None) -> None:
+        tables, namespace = self._tables(desired), desired.network.namespace
+        held = self._held.get(namespace, {}) if observed is not None else {}
+        await self._load(namespace, tables, network_plan.plan(desired, observed, tables, held))
+        self._desires[desired.network.name] = desired
 
     async def adopt(self) -> tuple[Endpoint, ...]:
         """Take over the networks that an earlier agent rendered, and remove those that nothing here needs.
@@ -121,18 +174,22 @@ class Networks:
             if network is None:
                 return
             observed = await self._kernel.observe_network(network.namespace)
-            if observed is None:
+            demanded = self._network(name) is not None and any(source.demands(name) for source in self._sources)
+            if observed is None and not demanded:
                 if name in self._rendered:
                     await self._leave(network)
                 return
+            created = observed is None
+            observed = observed or NetworkState(network.namespace)
             desired = await self._desired(network, observed)
             gone = [link.name for link in observed.ports() if link.name not in {p.endpoint.port for p in desired.ports}]
-            if not desired.ports:
+            if not desired.ports and not demanded:
                 await self._leave(network)
                 await self._kernel.apply(network_plan.remove(network.id))
             else:
-                await self._kernel.apply(network_plan.plan(desired, observed))
+                await self._render(desired, None if created else observed)
                 await self._follow(desired)
+            await self._bring_node_tables()
             for port in gone:
                 self._forget(port)
 
@@ -147,10 +204,11 @@ class Networks:
             if observed is None:
                 observed = NetworkState(network.namespace)
                 desired = await self._desired(network, observed, joining=port)
-                await self._kernel.apply(network_plan.plan(desired, None))
+                await self._render(desired, None)
             else:
                 desired = await self._desired(network, observed, joining=port)
-                await self._kernel.apply(network_plan.plan(desired, observed))
+                await self._render(desired, observed)
+            await self._bring_node_tables()
             self._ports[endpoint.port] = endpoint
             try:
                 await self._kernel.apply(network_plan.attach(desired, port, pod, observed))
@@ -287,9 +345,11 @@ class Networks:
         for service in self._services:
             await service.leave(network.id)
         self._rendered.pop(network.name, None)
+        self._desires.pop(network.name, None)
+        self._held.pop(network.namespace, None)
         self._joins.pop(network.id, None)
 
-    async def _detach(self, namespace: names.NamespaceName, port: InterfaceName) -> None:
+    async def _detach(self, namespace: NamespaceName, port: InterfaceName) -> None:
         observed = await self._kernel.observe_network(namespace)
         if observed is None:
             return

@@ -15,7 +15,7 @@ from vmnet.agent.agent import Agent, Settings
 from vmnet.agent.cluster import Stores
 from vmnet.cmd.controller import host_and_port
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.kube.api import NADS, NAMESPACES, NODES, PODS, VMIS
+from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLICIES, SERVICES, VMIS
 from vmnet.kube.client import KubeClient
 from vmnet.kube.watch import ListWatch
 from vmnet.model import addresses, names
@@ -76,6 +76,9 @@ async def run(arguments: argparse.Namespace) -> int:
             namespaces=ListWatch(kube, NAMESPACES),
             nads=ListWatch(kube, NADS),
             machines=ListWatch(kube, VMIS, optional=True),
+            services=ListWatch(kube, SERVICES),
+            endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
+            policies=ListWatch(kube, POLICIES),
         )
         agent = Agent(settings, kernel, kube, stores)
         runner = web.AppRunner(metrics.application(agent.not_ready), access_log=None)

@@ -13,11 +13,15 @@ from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
+from vmnet.plan.table import TABLE_PREFIX
 
 _ELEMENT: Final = re.compile(r"^(add|delete) element (?:netdev|inet) vmnet (\w+) \{ (.+) \}$")
 _ADD_CHAIN: Final = re.compile(r"^add chain netdev vmnet (\w+) ")
 _DELETE_CHAIN: Final = re.compile(r"^delete chain netdev vmnet (\w+)$")
 _TABLE_CHAIN: Final = re.compile(r"^\s+chain (\w+) \{$")
+_OWN_TABLE: Final = re.compile(r"^table (\w+ vmnet-[\w-]+) \{$")
+_REMOVE_TABLE: Final = re.compile(r"^delete table (\w+ vmnet-[\w-]+)$")
+_DIGEST: Final = re.compile(r"chain (?:(\w+ vmnet-[\w-]+) )?state_([0-9a-f]{12})")
 _TABLE_SET: Final = re.compile(r"^\s+set (\w+) \{")
 
 
@@ -208,7 +212,10 @@ class FakeKernel(Kernel):
 
     def _load_node(self, script: str) -> None:
         """The node's own table; a script that makes it begins with its removal."""
-        table = NetworkState(NamespaceName(""))
+        table = NetworkState(NamespaceName(""), tables=self.node.tables)
+        if f" {TABLE_PREFIX}" in script:
+            self.node = replace(self.node, tables=_loaded(table, script).tables)
+            return
         if not self.node.prepared and f"delete table {firewall.NODE_TABLE}" not in script:
             raise KernelError("the node has no table")
         if self.node.prepared and f"delete table {firewall.NODE_TABLE}" not in script:
@@ -224,9 +231,20 @@ class FakeKernel(Kernel):
 
 def _loaded(state: NetworkState, script: str) -> NetworkState:
     """A table's sets and chains after a script."""
-    sets, chains = dict(state.sets), set(state.chains)
+    sets, chains, tables = dict(state.sets), set(state.chains), dict(state.tables)
+    inside = ""
     for line in script.splitlines():
-        if match := _ELEMENT.match(line):
+        if match := _OWN_TABLE.match(line):
+            inside = match.group(1)
+            tables[inside] = ""
+        elif line == "}":
+            inside = ""
+        elif inside or (_DIGEST.search(line) and not line.startswith("delete chain")):
+            if match := _DIGEST.search(line):
+                tables[inside or match.group(1)] = match.group(2)
+        elif match := _REMOVE_TABLE.match(line):
+            tables.pop(match.group(1), None)
+        elif match := _ELEMENT.match(line):
             verb, name, text = match.groups()
             elements = {tuple(part.strip().strip('"') for part in item.split(" . ")) for item in text.split(", ")}
             held = set(sets.get(name, frozenset()))
@@ -239,4 +257,4 @@ def _loaded(state: NetworkState, script: str) -> NetworkState:
             sets.setdefault(match.group(1), frozenset())
         elif (match := _TABLE_CHAIN.match(line)) and match.group(1) not in ("output", "postrouting"):
             chains.add(match.group(1))
-    return replace(state, sets=sets, chains=frozenset(chains))
+    return replace(state, sets=sets, chains=frozenset(chains), tables=tables)

@@ -21,11 +21,15 @@ from vmnet.model.names import BRIDGE, JOIN_PREFIX, UPLINK, VXLAN_L2, InterfaceNa
 from vmnet.plan import firewall
 from vmnet.plan.ops import Op
 from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
+from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX
 
 log = logging.getLogger(__name__)
 
 TIMEOUT: Final = 60.0
 """Seconds for one program; 10,000 elements take less than one."""
+_NO_ENTRY: Final = "No such file or directory"
+"""What nft says of a table that is not there."""
+LIST_CHAINS: Final = ["nft", "-j", "list", "chains"]
 
 
 class LinuxKernel(Kernel):
@@ -52,22 +56,22 @@ class LinuxKernel(Kernel):
                 )
         uplink = routes[0].get("dev") if routes else None
         mtu = next((int(link["mtu"]) for link in links if link["ifname"] == uplink), 1500)
-        sets, chains = await self._node_table()
+        (sets, chains), tables = await asyncio.gather(self._node_table(), self._json(None, LIST_CHAINS))
         prepared = sets.keys() >= firewall.NODE_SETS and chains >= firewall.NODE_CHAINS
         present = frozenset(
             NamespaceName(path.name) for path in namespaces.DIRECTORY.glob("vmnet-*") if path.name[6:].isdecimal()
         )
         held = {name: frozenset(element[0] for element in elements) for name, elements in sets.items()}
-        return NodeState(present, joins, mtu, prepared, held)
+        return NodeState(present, joins, mtu, prepared, held, _digests(tables))
 
     async def _node_table(self) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
         code, output, errors = await _run(["nft", "-j", "list", "table", *firewall.NODE_TABLE.split()], "")
-        if code and "No such file or directory" not in errors:
+        if code and _NO_ENTRY not in errors:
             raise KernelError(f"nft: {errors.strip()}")
         return _ruleset(json.loads(output) if code == 0 else {}, family="inet")
 
     async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
-        """Six dumps, side by side."""
+        """Seven dumps, side by side."""
         try:
             return await self._observe_network(namespace)
         except Gone:
@@ -78,13 +82,15 @@ class LinuxKernel(Kernel):
     async def _observe_network(self, namespace: NamespaceName) -> NetworkState | None:
         if not namespaces.path_of(namespace).exists():
             return None
-        links, neighbours, fdb, routes4, routes6, ruleset = await asyncio.gather(
+        links, neighbours, fdb, routes4, routes6, ruleset, listed = await asyncio.gather(
             self._json(namespace, ["ip", "-j", "-d", "addr", "show"]),
             self._json(namespace, ["ip", "-j", "neigh", "show", "dev", BRIDGE, "nud", "permanent"], missing=[]),
             self._json(namespace, ["bridge", "-j", "fdb", "show"]),
             self._json(namespace, ["ip", "-j", "-4", "route", "show", "default"]),
             self._json(namespace, ["ip", "-j", "-6", "route", "show", "default"]),
-            self._json(namespace, ["nft", "-j", "list", "ruleset"]),
+            # Elements of the other tables are never read back: they may be many, and the digest speaks for them.
+            self._json(namespace, ["nft", "-j", "list", "table", *firewall.TABLE.split()], missing={}),
+            self._json(namespace, LIST_CHAINS),
         )
         entries, floods = _fdb(fdb)
         sets, chains = _ruleset(ruleset)
@@ -99,6 +105,7 @@ class LinuxKernel(Kernel):
             default_routes=frozenset(version for version, found in ((4, routes4), (6, routes6)) if found),
             sets=sets,
             chains=chains,
+            tables=_digests(listed),
         )
 
     async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
@@ -200,7 +207,7 @@ class LinuxKernel(Kernel):
     async def _json_at(self, netns: str | None, argv: list[str], missing: Any = None) -> Any:
         code, output, errors = await _run(commands.enter(netns) + argv, "")
         if code:
-            if missing is not None and commands.is_gone(errors):
+            if missing is not None and (commands.is_gone(errors) or _NO_ENTRY in errors):
                 return missing
             kind = Gone if commands.is_gone(errors) else KernelError
             raise kind(f"{' '.join(argv)} in {netns or 'the node'}: {errors.strip()}")
@@ -275,6 +282,20 @@ def _ruleset(
         if "set" in item and item["set"]["family"] == family:
             sets[str(item["set"]["name"])] = frozenset(_parts(element) for element in item["set"].get("elem", ()))
     return sets, frozenset(chains)
+
+
+def _digests(found: dict[str, Any]) -> dict[str, str]:
+    """Tables of ``plan.table`` by identity, with the digest that the name of one of their chains tells."""
+    tables: dict[str, str] = {}
+    for item in found.get("nftables", []) if isinstance(found, dict) else []:
+        if "chain" not in item or not str(item["chain"]["table"]).startswith(TABLE_PREFIX):
+            continue
+        chain = item["chain"]
+        identity, name = f"{chain['family']} {chain['table']}", str(chain["name"])
+        tables.setdefault(identity, "")
+        if name.startswith(DIGEST_PREFIX):
+            tables[identity] = name.removeprefix(DIGEST_PREFIX)
+    return tables
 
 
 def _parts(element: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Final
 
 import netaddr
 
@@ -11,6 +12,10 @@ from vmnet.model.names import MacAddress
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
+
+TRANSIT_IPV4: Final = IPv4Network("100.88.0.0/16")
+TRANSIT_IPV6: Final = IPv6Network("fd97::/64")
+"""Where the routers of a network's nodes meet; the same addresses in every network."""
 
 
 def parse_mac(text: str) -> MacAddress:
@@ -39,6 +44,16 @@ def link_local(mac: MacAddress) -> IPv6Address:
     octets = bytearray(mac_bytes(mac))
     octets[0] ^= 0x02
     return IPv6Address(b"\xfe\x80" + bytes(6) + bytes(octets[:3]) + b"\xff\xfe" + bytes(octets[3:]))
+
+
+def transit(number: int) -> tuple[IPv4Interface, IPv6Interface]:
+    """Transit addresses of the node with this number. Raises ValueError when there is no room for it."""
+    if not 0 < number < TRANSIT_IPV4.num_addresses - 1:
+        raise ValueError(f"node number {number} is not in 1 … {TRANSIT_IPV4.num_addresses - 2}")
+    return (
+        IPv4Interface((int(TRANSIT_IPV4.network_address) + number, TRANSIT_IPV4.prefixlen)),
+        IPv6Interface((int(TRANSIT_IPV6.network_address) + number, TRANSIT_IPV6.prefixlen)),
+    )
 
 
 def address(text: str) -> IPAddress:

@@ -5,7 +5,7 @@ from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
 
 from vmnet.model import addresses, names
-from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.names import InterfaceName, MacAddress
 from vmnet.model.network import Network
 
@@ -71,15 +71,26 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as the fabric sees it. ``address``: underlay address (InternalIP), the VTEP."""
+    """A node as the fabric sees it. ``address``: underlay address (InternalIP), the VTEP.
+
+    ``number``: its cluster-wide number, once the controller has given it one. ``subnets``: network name and the node's
+    part of a Layer3 network, one pair per network that has a part here.
+    """
 
     name: str
     address: IPAddress
+    number: int | None = None
+    subnets: tuple[tuple[str, tuple[IPNetwork, ...]], ...] = ()
 
     @property
     def router_mac(self) -> MacAddress:
         """Source MAC of frames this node routes to remote endpoints."""
         return names.router_mac(self.name)
+
+    @property
+    def transit(self) -> tuple[IPInterface, ...]:
+        """Addresses of its routers on ``rt0``, IPv4 first; the same in every network. Empty without a number."""
+        return addresses.transit(self.number) if self.number is not None else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +137,5 @@ class NodeNetwork:
     remotes: tuple[RemoteEndpoint, ...] = ()
     peers: tuple[IPAddress, ...] = ()
     """VTEPs of the other nodes that host this network: broadcast and unknown frames are replicated to them."""
+    routers: tuple[Node, ...] = ()
+    """The other nodes whose routers this one reaches over ``rt0``."""

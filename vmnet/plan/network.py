@@ -1,8 +1,9 @@
 """One network on one node: from desired and observed state to operations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Interface, ip_interface
+from types import MappingProxyType
 from typing import Final
 
 from vmnet.model import names
@@ -13,6 +14,8 @@ from vmnet.model.network import GATEWAY_LINK_LOCAL
 from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import LinkState, NetworkState
+from vmnet.plan.table import Table
+from vmnet.plan.table import removal as table_removal
 
 # New namespaces inherit surprises: every sysctl that matters is set (docs/architecture.md, "Datapath").
 SYSCTLS: Final = (
@@ -39,8 +42,21 @@ class PodInterface:
     default_addresses: tuple[tuple[IPInterface, IPAddress | None], ...] = ()
 
 
-def plan(desired: NodeNetwork, observed: NetworkState | None) -> tuple[Op, ...]:
-    """Operations that make the node show ``desired``; empty when it does.
+BRIDGED_SYSCTLS: Final = (
+    ("net/bridge/bridge-nf-call-iptables", "1"),
+    ("net/bridge/bridge-nf-call-ip6tables", "1"),
+)
+"""Switched on with the first table that must see bridged frames; off again only with the namespace, for translated
+connections would break."""
+
+Held = Mapping[str, Table]
+"""Tables that this process knows the kernel to hold, by identity."""
+
+
+def plan(
+    desired: NodeNetwork, observed: NetworkState | None, tables: Sequence[Table] = (), held: Held = MappingProxyType({})
+) -> tuple[Op, ...]:
+    """Operations that make the node show ``desired`` and ``tables``; empty when it does.
 
     The network's links, ports that are missing from the tables, neighbours and FDB. FDB entries of machines that move
     belong to the guests' own frames until the caller says otherwise (``reassert``). Ports come by ``attach``.
@@ -56,6 +72,7 @@ def plan(desired: NodeNetwork, observed: NetworkState | None) -> tuple[Op, ...]:
     found += _links(desired, state)
     if "port_in" not in state.chains:
         found.append(ops.LoadFirewall(namespace, firewall.network_script(desired)))
+    found += load_tables(namespace, state.tables, tables, held)
     found += _activate(desired, state)
     wanted = {port.endpoint.port for port in desired.ports}
     for link in state.ports():
@@ -66,6 +83,23 @@ def plan(desired: NodeNetwork, observed: NetworkState | None) -> tuple[Op, ...]:
     found += _fdb(desired, state)
     found += _floods(desired, state)
     return tuple(found)
+
+
+def load_tables(
+    namespace: NamespaceName | None, observed: Mapping[str, str], tables: Sequence[Table], held: Held
+) -> Iterable[Op]:
+    """Bring tables in step: nothing where the digest says so, the difference where the kernel's content is known."""
+    for table in tables:
+        known, present = held.get(table.identity), observed.get(table.identity)
+        if present == table.digest:
+            continue
+        if table.bridged and namespace is not None and not (known and known.bridged):
+            yield ops.SetSysctls(namespace, BRIDGED_SYSCTLS)
+        script = table.change(known) if known is not None and known.digest == present else table.whole()
+        yield ops.LoadFirewall(namespace, script)
+    wanted = {table.identity for table in tables}
+    for identity in sorted(observed.keys() - wanted):
+        yield ops.LoadFirewall(namespace, table_removal(identity))
 
 
 def attach(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from types import MappingProxyType
 from typing import Final
 
 from vmnet.model import names
@@ -9,8 +10,10 @@ from vmnet.model.addresses import IPAddress
 from vmnet.model.endpoint import Join
 from vmnet.model.names import NetworkId
 from vmnet.plan import firewall, ops
+from vmnet.plan.network import Held, load_tables
 from vmnet.plan.ops import Op
 from vmnet.plan.state import NodeState
+from vmnet.plan.table import Table
 
 JOIN_IPV4: Final = IPv4Network("100.65.0.0/16")
 JOIN_IPV6: Final = IPv6Network("fd99::/64")
@@ -31,26 +34,33 @@ def plan(
     *,
     vteps: Collection[IPAddress] = (),
     networks: Collection[NetworkId] = (),
+    tables: Sequence[Table] = (),
+    held: Held = MappingProxyType({}),
 ) -> tuple[Op, ...]:
     """Operations that let networks leave by the node; empty when they can.
 
     ``vteps``: underlay addresses of the *other* nodes; only they may speak VXLAN for ``networks``, those that are on
-    this node or about to be. To be planned again whenever one of the two changes.
+    this node or about to be. To be planned again whenever one of the two changes. ``tables``: what else the node's own
+    namespace shall hold.
     """
     wanted = {
         "vteps4": {str(item) for item in vteps if item.version == 4},
         "vteps6": {str(item) for item in vteps if item.version == 6},
         "vnis": {str(number) for number in networks},
     }
-    held = {name: set(observed.sets.get(name, ())) if observed.prepared else set() for name in wanted}
+    present = {name: set(observed.sets.get(name, ())) if observed.prepared else set() for name in wanted}
     elements = firewall.node_elements_script(
-        {name: wanted[name] - held[name] for name in wanted}, {name: held[name] - wanted[name] for name in wanted}
+        {name: wanted[name] - present[name] for name in wanted}, {name: present[name] - wanted[name] for name in wanted}
     )
-    if observed.prepared:
-        return (ops.LoadFirewall(None, elements),) if elements else ()
-    # One transaction: without it there would be a moment in which the table lets no node speak.
-    script = firewall.node_script(str(pool) for pool in pools) + elements
-    return (ops.SetSysctls(None, SYSCTLS), ops.LoadFirewall(None, script))
+    found: list[Op] = []
+    if not observed.prepared:
+        # One transaction: without it there would be a moment in which the table lets no node speak.
+        script = firewall.node_script(str(pool) for pool in pools) + elements
+        found += [ops.SetSysctls(None, SYSCTLS), ops.LoadFirewall(None, script)]
+    elif elements:
+        found.append(ops.LoadFirewall(None, elements))
+    found += load_tables(None, observed.tables, tables, held)
+    return tuple(found)
 
 
 def allocate_join(

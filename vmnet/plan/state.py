@@ -49,6 +49,8 @@ class NetworkState:
     sets: Mapping[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)
     """Elements of the nftables sets, each as its parts' text."""
     chains: frozenset[str] = frozenset()
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Tables of ``plan.table`` that are here, by identity, each with the digest it carries."""
 
     @property
     def open(self) -> frozenset[str]:
@@ -92,6 +94,8 @@ class NodeState:
     """The node's own table is in place, with all its chains and sets (written after the sysctls)."""
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Elements of the sets in the node's own table, as text."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Tables of ``plan.table`` that are here, by identity, each with the digest it carries."""
 
 
 @dataclass(frozen=True, slots=True)

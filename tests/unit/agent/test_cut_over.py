@@ -15,7 +15,21 @@ from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.networks import Networks
 from vmnet.kernel.fake import FakeKernel
-from vmnet.kube.api import NADS, NAMESPACES, NODES, PODS, VMIS, Handler, KubeError, Object, Resource, object_key
+from vmnet.kube.api import (
+    ENDPOINT_SLICES,
+    NADS,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+    SERVICES,
+    VMIS,
+    Handler,
+    KubeError,
+    Object,
+    Resource,
+    object_key,
+)
 from vmnet.kube.fake import FakeKube
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, PortState
@@ -24,6 +38,7 @@ from vmnet.model.network import Network, Role
 from vmnet.plan import firewall, ops
 from vmnet.plan.network import PodInterface
 
+KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES)
 NETWORK = Network("blue_net", NetworkId(7), role=Role.PRIMARY, subnets=(ip_network("192.168.0.0/16"),))
 NAD = "blue/net"
 MACHINE = MachineReference("blue", "vm")
@@ -111,9 +126,9 @@ class World:
 
     def __init__(self, node: str) -> None:
         self.kernel, self.kube, self.says = PacketKernel(), FakeKube(), Announcements()
-        self.stores = {kind: Store(kind) for kind in (PODS, NODES, NAMESPACES, NADS, VMIS)}
+        self.stores = {kind: Store(kind) for kind in KINDS}
         self.cluster = Cluster(
-            Stores(*(cast(Any, self.stores[kind]) for kind in (PODS, NODES, NAMESPACES, NADS, VMIS))),
+            Stores(*(cast(Any, self.stores[kind]) for kind in KINDS)),
             on_network=lambda name: None,
             on_machine=lambda machine: None,
         )

@@ -1,0 +1,157 @@
+"""One nftables table as a value, and the script that turns one value into the next.
+
+Services, policy and whatever else needs a table of its own describe what they want as a ``Table``; nobody writes
+``add element`` by hand. A table carries its own digest, as the name of an empty chain, so that an agent which starts
+can tell without reading elements back that the kernel holds exactly what it wants.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+TABLE_PREFIX: Final = "vmnet-"
+"""Names of tables made here begin with it; the fixed tables of ``plan.firewall`` are called ``vmnet``."""
+DIGEST_PREFIX: Final = "state_"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """``hook``: ``type … hook … priority …; policy …;`` of a base chain, empty for a regular one."""
+
+    rules: tuple[str, ...] = ()
+    hook: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """A set, or a map when ``is_map``. ``header``: type, flags, size as nft writes them, each ended by ``;``.
+
+    An element is written as nft reads it; a map's maps its key, as written, to the text after the colon. None: the
+    packet path fills it, and it is left alone for as long as its header stays.
+    """
+
+    header: str
+    elements: Mapping[str, str] | frozenset[str] | None = frozenset()
+
+    @property
+    def is_map(self) -> bool:
+        """Whether elements have values."""
+        return isinstance(self.elements, Mapping)
+
+    def texts(self) -> frozenset[str]:
+        """Every element as nft reads it."""
+        if isinstance(self.elements, Mapping):
+            return frozenset(f"{key} : {value}" for key, value in self.elements.items())
+        return self.elements or frozenset()
+
+
+@dataclass(frozen=True)
+class Table:
+    """``family`` ``inet`` or ``netdev``; ``name`` begins with ``vmnet-``. Sets and chains keep their order.
+
+    ``bridged``: it must see frames that the bridge forwards (br_netfilter).
+    """
+
+    family: str
+    name: str
+    sets: Mapping[str, Elements] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    bridged: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Family and name, as every command names it."""
+        return f"{self.family} {self.name}"
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hex digits over everything in it."""
+        return hashlib.sha256("\n".join(self._body(in_order=True)).encode()).hexdigest()[:12]
+
+    @property
+    def _mark(self) -> str:
+        return f"{DIGEST_PREFIX}{self.digest}"
+
+    def whole(self) -> str:
+        """Script that makes it, whatever of it was there before, in one transaction."""
+        lines = [f"add table {self.identity}", f"delete table {self.identity}", f"table {self.identity} {{"]
+        lines += [*self._body(), f"  chain {self._mark} {{ }}", "}"]
+        return "\n".join(lines) + "\n"
+
+    def change(self, before: "Table") -> str:
+        """Script that turns ``before``, which the kernel holds, into this one; empty when they are equal."""
+        if before.digest == self.digest:
+            return ""
+        if self._redeclared(before):
+            return self.whole()
+        lines = [f"add chain {self.identity} {self._mark}"]
+        for name, chain in self.chains.items():
+            if name not in before.chains:
+                lines.append(f"add chain {self.identity} {name}" + (f" {{ {chain.hook} }}" if chain.hook else ""))
+        for name, elements in self.sets.items():
+            if name not in before.sets:
+                lines.append(f"add {_kind(elements)} {self.identity} {name} {{ {elements.header} }}")
+        nothing = Elements("")
+        for name, elements in self.sets.items():
+            old, new = before.sets.get(name, nothing).texts(), elements.texts()
+            lines += _elements("delete", self.identity, name, old - new)
+        for name, elements in self.sets.items():
+            old, new = before.sets.get(name, nothing).texts(), elements.texts()
+            lines += _elements("add", self.identity, name, new - old)
+        for name, chain in self.chains.items():
+            known = before.chains.get(name)
+            if known is not None and known.rules != chain.rules:
+                lines.append(f"flush chain {self.identity} {name}")
+            if known is None or known.rules != chain.rules:
+                lines += [f"add rule {self.identity} {name} {rule}" for rule in chain.rules]
+        gone = [name for name in before.chains if name not in self.chains]
+        lines += [f"flush chain {self.identity} {name}" for name in gone]
+        lines += [
+            f"delete {_kind(old)} {self.identity} {name}" for name, old in before.sets.items() if name not in self.sets
+        ]
+        lines += [f"delete chain {self.identity} {name}" for name in (*gone, before._mark)]
+        return "\n".join(lines) + "\n"
+
+    def _redeclared(self, before: "Table") -> bool:
+        """Whether something keeps its name but not its declaration: that cannot be changed in place."""
+        sets = (name for name in self.sets if name in before.sets)
+        chains = (name for name in self.chains if name in before.chains)
+        return any(_declaration(self.sets[name]) != _declaration(before.sets[name]) for name in sets) or any(
+            self.chains[name].hook != before.chains[name].hook for name in chains
+        )
+
+    def _body(self, *, in_order: bool = False) -> Iterable[str]:
+        for name, chain in self.chains.items():
+            # Declared first: elements of verdict maps name them.
+            yield f"  chain {name} {{ {chain.hook} }}" if chain.hook else f"  chain {name} {{ }}"
+        for name, item in self.sets.items():
+            yield f"  {_kind(item)} {name} {{"
+            yield f"    {item.header}"
+            texts = sorted(item.texts()) if in_order else item.texts()
+            if texts:
+                yield f"    elements = {{ {', '.join(texts)} }}"
+            yield "  }"
+        for name, chain in self.chains.items():
+            yield f"  chain {name} {{"
+            yield from (f"    {rule}" for rule in chain.rules)
+            yield "  }"
+
+
+def removal(identity: str) -> str:
+    """Script that removes a table. Fine when it is gone already."""
+    return f"add table {identity}\ndelete table {identity}\n"
+
+
+def _declaration(elements: Elements) -> tuple[str, bool]:
+    return elements.header, elements.is_map
+
+
+def _kind(elements: Elements) -> str:
+    return "map" if elements.is_map else "set"
+
+
+def _elements(verb: str, identity: str, name: str, texts: Iterable[str]) -> list[str]:
+    found = ", ".join(sorted(texts))
+    return [f"{verb} element {identity} {name} {{ {found} }}"] if found else []
