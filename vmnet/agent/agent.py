@@ -135,10 +135,12 @@ class Agent:
                 continue
             gate = await self._networks.gate(found.network, endpoint)
             if gate is not None:
-                # A port that its guest opened while no agent ran needs no staging, but its place written down.
+                # A port that its guest opened while no agent ran needs no staging, but its place written down and told.
                 waiting = gate.standby and not gate.open
                 state = PortState.STANDBY if waiting else PortState.ACTIVE
                 await self._cut_overs.stage(found.network, self._networks.mtu(found.network), endpoint, state)
+                if gate.standby and gate.open:
+                    self._cut_overs.catch_up(found.network, endpoint)
                 self._machine_queue.add(f"{endpoint.machine.namespace}/{endpoint.machine.name}")
         self._adopted.set()
         log.info("node %s: %d networks taken over", self._settings.node_name, len(self._networks.rendered()))

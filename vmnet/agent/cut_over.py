@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from vmnet import metrics
+from vmnet.agent import facts
 from vmnet.agent.announcer import Announcer
 from vmnet.agent.cluster import Cluster
 from vmnet.agent.networks import Networks
 from vmnet.kernel.api import Kernel, KernelError
 from vmnet.kube.api import PODS, Kube, KubeError
 from vmnet.model import addresses, names
-from vmnet.model.endpoint import Endpoint, MachineReference, PortState
+from vmnet.model.endpoint import Endpoint, MachineReference, PodReference, PortState
 from vmnet.model.migration import CutOver, Key
 from vmnet.model.names import InterfaceName
 from vmnet.model.network import Network
@@ -79,6 +80,25 @@ class CutOvers:
         staged = _Staged(network, endpoint, frames, first_frame=asyncio.Event())
         self._staged[endpoint.port] = staged
         asyncio.get_running_loop().add_reader(frames, self._receive, staged)
+
+    def catch_up(self, network: Network, endpoint: Endpoint) -> None:
+        """A guest's frame opened its port while no agent ran: announce the machine now, and write down what is known.
+
+        Call it after ``stage``. A port whose record is there already is left alone.
+        """
+        machine, pod = endpoint.machine, self._cluster.pod(f"{endpoint.pod.namespace}/{endpoint.pod.name}")
+        if machine is None or pod is None or names.CUT_OVER_ANNOTATION in facts.annotations(pod):
+            return
+        self._announcer.announce(endpoint, asyncio.get_running_loop().time())
+        log.info("machine %s/%s: its frame opened the port before this agent ran", *machine_names(machine))
+        self._tasks.start(self._record_missed(network, endpoint, machine), f"record {machine.namespace}/{machine.name}")
+
+    async def _record_missed(self, network: Network, endpoint: Endpoint, machine: MachineReference) -> None:
+        sent = await self._announcer.settled(endpoint)
+        node = self._networks.node_name
+        await self._write(
+            endpoint.pod, CutOver(machine, network.name, node, Key.FRAME, opened_at=None, announcements=sent.total())
+        )
 
     def forget(self, endpoint: Endpoint) -> None:
         """The port is gone."""
@@ -207,14 +227,16 @@ class CutOvers:
             first_frame_at=staged.first_frame_at,
             announcements=sent.total(),
         )
-        pod = staged.endpoint.pod
+        await self._write(staged.endpoint.pod, cut_over)
+        self._stop_listening(staged)
+        self._staged.pop(staged.endpoint.port, None)
+
+    async def _write(self, pod: PodReference, cut_over: CutOver) -> None:
         body = {"metadata": {"uid": pod.uid, "annotations": {names.CUT_OVER_ANNOTATION: json.dumps(asdict(cut_over))}}}
         try:
             await self._kube.patch(PODS, pod.name, body, pod.namespace)
         except KubeError as error:
             log.warning("pod %s/%s: the record of its cut-over is not written: %s", pod.namespace, pod.name, error)
-        self._stop_listening(staged)
-        self._staged.pop(staged.endpoint.port, None)
 
     def _stop_listening(self, staged: _Staged) -> None:
         if staged.frames.fileno() >= 0:

@@ -304,7 +304,12 @@ class Networks:
         node = self.this_node()
         everywhere = self._cluster.endpoints(network.name)
         present = {link.name for link in observed.ports()}
-        ports = [LocalPort(found) for found in everywhere if found.node == node.name and found.port in present]
+        # A port that has lost its rules, and its guest's key with them, is closed unless the API says it is here.
+        ports = [
+            LocalPort(found, PortState.ACTIVE if self._cluster.is_live(found) else PortState.STANDBY)
+            for found in everywhere
+            if found.node == node.name and found.port in present
+        ]
         if joining is not None:
             ports = [port for port in ports if port.endpoint.port != joining.endpoint.port] + [joining]
         for port in ports:

@@ -225,7 +225,7 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
     """What is written down about a finished migration."""
     succeeded = migration.phase is MigrationPhase.SUCCEEDED
     blackout = None
-    if succeeded and seen is not None and seen.first_frame_at is not None:
+    if succeeded and seen is not None and seen.first_frame_at is not None and seen.opened_at is not None:
         blackout = round(seen.first_frame_at - seen.opened_at, 6)
     return {
         "uid": migration.uid,
@@ -277,7 +277,7 @@ def cut_over(target: Object) -> CutOver | None:
             network=found["network"],
             node=found["node"],
             key=Key(found["key"]),
-            opened_at=float(found["opened_at"]),
+            opened_at=_number(found.get("opened_at")),
             frame_at=_number(found.get("frame_at")),
             annotation_at=_number(found.get("annotation_at")),
             first_frame_at=_number(found.get("first_frame_at")),

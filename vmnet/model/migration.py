@@ -32,7 +32,8 @@ class CutOver:
     network: str
     node: str
     key: Key
-    opened_at: float
+    opened_at: float | None
+    """None when the frame opened the port while no agent ran."""
     frame_at: float | None = None
     annotation_at: float | None = None
     first_frame_at: float | None = None

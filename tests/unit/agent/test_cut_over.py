@@ -5,6 +5,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any, cast
 
@@ -330,3 +331,32 @@ async def test_a_former_target_whose_frame_was_missed_is_not_reopened_when_it_le
     await target.gate_does(firewall.moved_script(endpoint.mac))
     await target.reconcile()
     assert not await target.is_open(endpoint)
+
+
+async def test_a_frame_that_came_while_no_agent_ran_is_told_and_written_down_once(target: World) -> None:
+    endpoint = target.endpoint("target")
+    created = await target.kube.create(PODS, {"metadata": {"namespace": "blue", "name": "target"}}, "blue")
+    await target.gate_does(firewall.open_script(endpoint.port))
+    target.cut_overs.catch_up(NETWORK, replace(endpoint, pod=replace(endpoint.pod, uid=created["metadata"]["uid"])))
+    async with asyncio.timeout(10):
+        while True:
+            pod = await target.kube.get(PODS, "target", "blue")
+            if names.CUT_OVER_ANNOTATION in (pod["metadata"].get("annotations") or {}):
+                break
+            await asyncio.sleep(0)
+    written = json.loads(pod["metadata"]["annotations"][names.CUT_OVER_ANNOTATION])
+    assert (written["key"], written["opened_at"], written["frame_at"]) == ("frame", None, None), "nobody saw when"
+    assert target.says.said == ["target"]
+    held = target.stores[PODS].held["blue/target"]
+    target.stores[PODS].put({**held, "metadata": {**held["metadata"], "annotations": pod["metadata"]["annotations"]}})
+    target.cut_overs.catch_up(NETWORK, endpoint)
+    assert target.says.said == ["target"]
+
+
+async def test_a_source_s_port_that_lost_its_rules_after_the_move_stays_closed(source: World) -> None:
+    endpoint = source.endpoint("source")
+    source.pod("target", "n2", ready=True)
+    state = source.kernel.networks[NETWORK.namespace]
+    source.kernel.networks[NETWORK.namespace] = replace(state, sets={}, chains=frozenset({"port_in"}))
+    await source.networks.render(NETWORK.name)
+    assert not await source.is_open(endpoint)
