@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vmnet.kube.api import EVENTS, PODS, Object, PatchType, Resource
 from vmnet.kube.events import Recorder
 from vmnet.kube.fake import FakeKube
 from vmnet.kube.watch import ListWatch
+from vmnet.lab import cgroups
 from vmnet.lab.kubelet.__main__ import Kubelet
 from vmnet.lab.kubelet.network import Network
 from vmnet.lab.kubelet.pods import Node, SandboxRecord
@@ -168,6 +170,7 @@ async def a_pod_lives_and_goes(world: World) -> None:
         status = pod["status"]
         assert status["phase"] == "Running"
         assert status["podIP"].startswith("10.244.1.")
+        assert [item["ip"].rpartition(":")[0] for item in status["podIPs"]] == ["", "fd00:10:244:1:"]
         assert status["hostIPs"] == [{"ip": "172.30.0.11"}, {"ip": "fd00:30::11"}]
         assert container(pod)["imageID"].startswith(f"{AGNHOST}@sha256:")
         assert container(pod)["started"] is True
@@ -440,6 +443,35 @@ async def a_pod_on_the_host_network(world: World) -> None:
         await world.until_clean()
 
 
+async def pods_are_not_in_the_cgroup_of_kubelet(world: World) -> None:
+    own = cgroups.kubelet(Path(os.environ["VMNET_LAB_DIR"]).name, "n1")
+    if not cgroups.make(own):
+        return  # this machine has no cgroup v2
+    cgroups.enter(own)
+    assert cgroups.pods() == own.parent / "kubepods"
+    world.node = replace(world.node, cgroups=cgroups.pods())
+    look = ["sh", "-c", "cat /proc/self/cgroup; exec sleep 100"]
+    probe = {"exec": {"command": ["sh", "-c", "cat /proc/self/cgroup > /run/probed"]}}
+    uids = {
+        "own": await world.create("own", {"command": look, "readinessProbe": probe}),
+        "host": await world.create("host", {"command": look}, hostNetwork=True),
+    }
+    async with world.running():
+        for name, uid in uids.items():
+            await world.until(name, ready)
+            inside = str(own.parent / "kubepods" / uid).removeprefix(str(cgroups.MOUNT))
+            log = world.node.pods / uid / "c.log"
+            async with asyncio.timeout(20):
+                while f"0::{inside}\n" not in log.read_text():
+                    await asyncio.sleep(0.02)
+        assert f"/kubepods/{uids['own']}\n" in Path("/run/probed").read_text()
+        assert (own / "cgroup.procs").read_text().split() == [str(os.getpid())]
+        for name in uids:
+            await world.delete(name)
+        await world.until_clean()
+    assert not [path for path in (own.parent / "kubepods").iterdir() if path.is_dir()]
+
+
 async def faults_are_named(world: World) -> None:
     await world.create("image", {"image": "nginx:1"})
     await world.create("program", {"command": ["/no/such/program"]})
@@ -476,6 +508,7 @@ SCENARIOS: dict[str, Callable[[World], Awaitable[None]]] = {
         grace_is_kept_and_can_be_cut_short,
         logs_and_exec_are_served,
         a_pod_on_the_host_network,
+        pods_are_not_in_the_cgroup_of_kubelet,
         faults_are_named,
     )
 }
@@ -487,6 +520,7 @@ async def test_kubelet(scenario: str) -> None:
     async with Lab(f"k-{secrets.token_hex(4)}", 1, without=("apiserver", "agent", "outside")) as lab:
         done = await lab.exec("n1", [sys.executable, __file__, scenario], timeout=100)
         assert done.exit == 0, done.stderr[-8000:]
+    assert lab.directory.name not in cgroups.labs()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import yaml
 
-from vmnet.lab import control, kubectl, namespaces, nodes, topology
+from vmnet.lab import cgroups, control, kubectl, namespaces, nodes, topology
 from vmnet.lab.control import Body
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
@@ -197,7 +197,7 @@ class Supervisor:
         socket.sethostname(f"vmnet-{self._directory.name}")
         nodes.make_mount_points()
         nodes.private_run(self._directory.path)
-        namespaces.mount("sysfs", "/sys", "sysfs")
+        cgroups.mount_sys()
         await topology.run_batch(topology.fabric_batch())
         async with asyncio.TaskGroup() as group:
             for host in (*self._hosts, topology.OUTSIDE_HOST):
@@ -209,6 +209,7 @@ class Supervisor:
         await topology.run_batch(topology.join_batch(host, held.pid))
         await topology.run_batch(topology.host_batch(host, self._hosts), held.prefix)
         if host != topology.OUTSIDE_HOST:
+            await topology.load_rules(topology.masquerade_rules(), held.prefix)
             configuration = topology.network_configuration(host, chained="agent" not in self._without)
             topology.write_network_configuration(configuration, self._directory.node(host.name) / "etc-cni-net.d")
 
@@ -241,6 +242,7 @@ class Supervisor:
                 str(self._directory.certificates),
                 "--kubeconfig",
                 str(self._directory.kubeconfig),
+                *("--service-cidr", ",".join(str(found) for found in topology.SERVICE_RANGES)),
                 *self._mounts(),
                 "--ready-fd",
                 str(ready),
@@ -309,11 +311,18 @@ class Supervisor:
             "vmnet.lab.kubelet",
             *("--node", host.name, "--kubeconfig", kubeconfig),
             *("--address", str(host.ipv4), "--address", str(host.ipv6)),
+            *(word for subnet in topology.pod_subnets(host) for word in ("--pod-cidr", subnet)),
         )
         handler = python_module("vmnet.lab.virt", "handler", *node)
+        own = cgroups.kubelet(self._directory.name, host.name)
         return [
             ("agent", Specification(f"agent-{host.name}", host.name, agent)),
-            ("kubelet", Specification(f"kubelet-{host.name}", host.name, kubelet)),
+            (
+                "kubelet",
+                Specification(
+                    f"kubelet-{host.name}", host.name, kubelet, cgroup=own if cgroups.make(own) else None
+                ),
+            ),
             ("virt", Specification(f"virt-handler-{host.name}", host.name, handler)),
         ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from vmnet.lab import control, kubectl, launch, prerequisites
+from vmnet.lab import cgroups, control, kubectl, launch, prerequisites
 from vmnet.lab.directory import LabDirectory, State
 from vmnet.lab.errors import LabError
 from vmnet.lab.guest.image import guest_image
@@ -84,6 +84,7 @@ class Lab:
                 )
             # Left by a lab that was killed: its processes and links ended with it, its files did not.
             await launch.end(self.directory)
+            self._remove_cgroups_of_the_dead()
             self.directory.create()
             if "virt" not in self._without:
                 await self._make_guest_image()
@@ -95,6 +96,19 @@ class Lab:
                 without=self._without,
                 external=external,
             )
+
+    def _remove_cgroups_of_the_dead(self) -> None:
+        """Labs that were killed and never started again, such as those of tests."""
+        for name in cgroups.labs():
+            if name == self.directory.name:
+                continue
+            other = LabDirectory.of(name)
+            try:
+                with other.locked():
+                    if other.alive() is None:
+                        cgroups.remove_lab(name)
+            except LabError:
+                continue  # it is being started or stopped right now
 
     async def _external_api(self) -> ExternalApi | None:
         if self._external_kubeconfig is None:

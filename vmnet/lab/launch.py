@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.lab import namespaces, relay
+from vmnet.lab import cgroups, namespaces, relay
 from vmnet.lab.directory import ENVIRONMENT_VARIABLE, LabDirectory, State, start_time
 from vmnet.lab.errors import LabError
 from vmnet.lab.relay import ExternalApi
@@ -181,6 +181,7 @@ async def end(directory: LabDirectory, *, keep_files: bool = False) -> bool:
         if state.relay:
             # It ends with PID 1, by itself; this waits for it.
             await _end_process(state.relay, state.relay_start)
+    cgroups.remove_lab(directory.name)
     if not keep_files:
         directory.remove()
     return ran

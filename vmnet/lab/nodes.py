@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vmnet.lab import namespaces, topology
+from vmnet.lab import cgroups, namespaces, topology
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
 
@@ -57,8 +57,7 @@ def prepare(name: str, directory: LabDirectory) -> None:
     namespaces.unshare(namespaces.CLONE_NEWNET | namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS)
     namespaces.make_mounts_private()
     socket.sethostname(name)
-    # /sys shows the network namespace of whoever mounted it.
-    namespaces.mount("sysfs", "/sys", "sysfs")
+    cgroups.mount_sys()
     own = directory.node(name)
     for path in OWN_DIRECTORIES if name != topology.OUTSIDE else ():
         mine = own / path.lstrip("/").replace("/", "-")

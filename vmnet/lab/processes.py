@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vmnet.lab import topology
+from vmnet.lab import cgroups, topology
 from vmnet.lab.directory import ENVIRONMENT_VARIABLE, LabDirectory
 from vmnet.lab.errors import LabError
 from vmnet.lab.nodes import Held
@@ -32,6 +32,8 @@ class Specification:
     environment: Mapping[str, str] = field(default_factory=dict)
     descriptors: tuple[int, ...] = ()
     """File descriptors that it inherits."""
+    cgroup: Path | None = None
+    """Directory of the cgroup that it runs in; None for the lab's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Processes:
         with open(self._directory.log(name), "ab") as log:  # noqa: ASYNC230
             try:
                 process = await asyncio.create_subprocess_exec(
+                    *cgroups.entering(specification.cgroup),
                     *self.prefix(specification.host),
                     *specification.argv,
                     stdin=asyncio.subprocess.DEVNULL,

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,10 @@ METRICS_PORT: Final = 9465
 MTU: Final = 1500
 MAX_NODES: Final = 50
 DEFAULT_POD_NETWORK: Final = IPv4Network("10.244.0.0/16")
+DEFAULT_POD_NETWORK_IPV6: Final = IPv6Network("fd00:10:244::/48")
+SERVICE_RANGES: Final = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
+CLUSTER_DNS: Final = SERVICE_RANGES[0].network_address + 10
+"""The tenth address of the service range, as kubeadm chooses it."""
 CNI_BINARIES: Final = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins are."""
 
@@ -62,9 +66,20 @@ OUTSIDE_HOST: Final = Host(OUTSIDE, FABRIC_IPV4 + 99, IPv6Address("fd00:30::100"
 
 
 def pod_subnet(host: Host) -> IPv4Network:
-    """The default network's subnet of a node: ``10.244.<n>.0/24``."""
+    """The default network's IPv4 subnet of a node: ``10.244.<n>.0/24``."""
     number = int(host.name.removeprefix("n"))
     return list(DEFAULT_POD_NETWORK.subnets(new_prefix=24))[number]
+
+
+def pod_subnet_ipv6(host: Host) -> IPv6Network:
+    """The default network's IPv6 subnet of a node: ``fd00:10:244:<n>::/64``."""
+    number = int(host.name.removeprefix("n"))
+    return IPv6Network((int(DEFAULT_POD_NETWORK_IPV6.network_address) + (number << 64), 64))
+
+
+def pod_subnets(host: Host) -> tuple[str, str]:
+    """``podCIDRs`` of a node, IPv4 first."""
+    return str(pod_subnet(host)), str(pod_subnet_ipv6(host))
 
 
 def fabric_batch() -> list[str]:
@@ -96,7 +111,10 @@ def host_batch(host: Host, others: Sequence[Host] = ()) -> list[str]:
     ]
     if host.name != OUTSIDE:
         lines += [f"route add default via {FABRIC_IPV4}", f"route add ::/0 via {FABRIC_IPV6}"]
-        lines += [f"route add {pod_subnet(other)} via {other.ipv4}" for other in others if other != host]
+        for other in others:
+            if other != host:
+                lines.append(f"route add {pod_subnet(other)} via {other.ipv4}")
+                lines.append(f"route add {pod_subnet_ipv6(other)} via {other.ipv6}")
     return lines
 
 
@@ -126,9 +144,8 @@ def network_configuration(host: Host, *, chained: bool = True) -> dict[str, Any]
             "type": "bridge",
             "bridge": "cni0",
             "isDefaultGateway": True,
-            "ipMasq": True,
             "hairpinMode": True,
-            "ipam": {"type": "host-local", "ranges": [[{"subnet": str(pod_subnet(host))}]]},
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in pod_subnets(host)]},
         }
     ]
     return {
@@ -146,22 +163,44 @@ def write_network_configuration(configuration: Mapping[str, Any], directory: Pat
     temporary.rename(directory / "10-lab.conflist")
 
 
+def masquerade_rules() -> str:
+    """nftables text of a node: what pods send to the world leaves with the node's address, to other pods with theirs.
+
+    Not the bridge plugin's ``ipMasq``: that would translate what goes to pods of other nodes, too."""
+    return f"""\
+table inet pod-egress {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat;
+    ip saddr {DEFAULT_POD_NETWORK} ip daddr != {{ {DEFAULT_POD_NETWORK}, 224.0.0.0/4 }} masquerade
+    ip6 saddr {DEFAULT_POD_NETWORK_IPV6} ip6 daddr != {{ {DEFAULT_POD_NETWORK_IPV6}, ff00::/8 }} masquerade
+  }}
+}}
+"""
+
+
 async def run_batch(lines: Sequence[str], prefix: Sequence[str] = (), timeout: float = 20) -> None:
     """Feed lines to ``ip -batch``; ``prefix`` enters the namespace. Raises LabError with ip's message."""
+    await _feed(("ip", "-batch", "-"), "".join(f"{line}\n" for line in lines), prefix, timeout)
+
+
+async def load_rules(text: str, prefix: Sequence[str] = (), timeout: float = 20) -> None:
+    """Feed rules to ``nft``; ``prefix`` enters the namespace. Raises LabError with nft's message."""
+    await _feed(("nft", "-f", "-"), text, prefix, timeout)
+
+
+async def _feed(argv: Sequence[str], text: str, prefix: Sequence[str], timeout: float) -> None:
     process = await asyncio.create_subprocess_exec(
         *prefix,
-        "ip",
-        "-batch",
-        "-",
+        *argv,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(timeout):
-            _, errors = await process.communicate("".join(f"{line}\n" for line in lines).encode())
+            _, errors = await process.communicate(text.encode())
     except TimeoutError:
         process.kill()
-        raise LabError(f"ip -batch did not end within {timeout:g} s") from None
+        raise LabError(f"{argv[0]} {argv[1]} did not end within {timeout:g} s") from None
     if process.returncode != 0:
-        raise LabError(f"ip -batch failed: {errors.decode(errors='replace').strip()}")
+        raise LabError(f"{argv[0]} {argv[1]} failed: {errors.decode(errors='replace').strip()}")

@@ -11,7 +11,8 @@ def test_the_addresses_are_those_of_the_figure() -> None:
     assert (str(first.ipv4), str(first.ipv6)) == ("172.30.0.11", "fd00:30::11")
     assert (str(third.ipv4), str(third.ipv6)) == ("172.30.0.13", "fd00:30::13")
     assert (str(topology.OUTSIDE_HOST.ipv4), str(topology.OUTSIDE_HOST.ipv6)) == ("172.30.0.100", "fd00:30::100")
-    assert str(topology.pod_subnet(third)) == "10.244.3.0/24"
+    assert topology.pod_subnets(third) == ("10.244.3.0/24", "fd00:10:244:3::/64")
+    assert str(topology.CLUSTER_DNS) == "10.96.0.10"
 
 
 def test_all_hosts_differ_and_their_names_fit() -> None:
@@ -33,8 +34,23 @@ def test_outside_has_no_route_into_the_cluster() -> None:
 
 def test_a_node_reaches_the_pods_of_the_others_only() -> None:
     hosts = topology.nodes(3)
-    routes = [line for line in topology.host_batch(hosts[0], hosts) if "10.244" in line]
-    assert routes == ["route add 10.244.2.0/24 via 172.30.0.12", "route add 10.244.3.0/24 via 172.30.0.13"]
+    routes = [line for line in topology.host_batch(hosts[0], hosts) if "10.244" in line or "10:244" in line]
+    assert routes == [
+        "route add 10.244.2.0/24 via 172.30.0.12",
+        "route add fd00:10:244:2::/64 via fd00:30::12",
+        "route add 10.244.3.0/24 via 172.30.0.13",
+        "route add fd00:10:244:3::/64 via fd00:30::13",
+    ]
+
+
+def test_the_last_node_has_an_ipv6_subnet_within_the_default_network() -> None:
+    last = topology.nodes(topology.MAX_NODES)[-1]
+    assert topology.pod_subnet_ipv6(last).subnet_of(topology.DEFAULT_POD_NETWORK_IPV6)
+
+
+def test_pods_have_an_address_of_each_family() -> None:
+    (bridge,) = topology.network_configuration(topology.node(2), chained=False)["plugins"]
+    assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.2.0/24"}], [{"subnet": "fd00:10:244:2::/64"}]]
 
 
 def test_vmnet_is_chained_last() -> None:

@@ -15,7 +15,7 @@ from vmnet.kube.api import PODS, Object
 from vmnet.kube.client import KubeClient
 from vmnet.kube.events import Recorder
 from vmnet.kube.watch import ListWatch
-from vmnet.lab import topology
+from vmnet.lab import cgroups, topology
 from vmnet.lab.directory import ENVIRONMENT_VARIABLE, LabDirectory
 from vmnet.lab.kubelet.network import Network, NetworkError
 from vmnet.lab.kubelet.node import NodeReporter
@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--node", required=True)
     result.add_argument("--address", action="append", required=True, help="InternalIP, IPv4 first (repeat for IPv6)")
     result.add_argument("--kubeconfig", type=Path)
+    result.add_argument("--pod-cidr", action="append", default=[], help="the node's share of the default network")
     result.add_argument("--port", type=int, default=PORT, help="where exec and logs are served")
     result.add_argument(
         "--cluster-dns",
@@ -121,10 +122,11 @@ async def run(arguments: argparse.Namespace) -> None:
         network=network,
         pods=directory.pods,
         cluster_dns=tuple(arguments.cluster_dns or [str(topology.OUTSIDE_HOST.ipv4)]),
+        cgroups=cgroups.pods(),
     )
     informer = ListWatch(kube, PODS, fields=f"spec.nodeName={arguments.node}")
     kubelet = Kubelet(node, informer)
-    reporter = NodeReporter(kube, arguments.node, arguments.address, arguments.port, network)
+    reporter = NodeReporter(kube, arguments.node, arguments.address, arguments.port, network, arguments.pod_cidr)
     runner = web.AppRunner(
         KubeletServer(kubelet.worker, token_of(arguments.kubeconfig)).application(),
         handle_signals=False,

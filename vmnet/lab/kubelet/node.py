@@ -22,8 +22,8 @@ STATUS_INTERVAL: Final = 2.0
 VERSION: Final = "v1.36.0"
 
 
-def node_object(name: str) -> Object:
-    """What registration creates."""
+def node_object(name: str, pod_subnets: Sequence[str] = ()) -> Object:
+    """What registration creates. The subnets are the node controller's word in a cluster that has one."""
     labels = {
         "kubernetes.io/hostname": name,
         "kubernetes.io/os": "linux",
@@ -31,7 +31,8 @@ def node_object(name: str) -> Object:
         # KubeVirt schedules guests on nodes that its handler has labelled so.
         "kubevirt.io/schedulable": "true",
     }
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {}}
+    spec = {"podCIDR": pod_subnets[0], "podCIDRs": list(pod_subnets)} if pod_subnets else {}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": spec}
 
 
 def node_status(
@@ -97,12 +98,21 @@ def node_status(
 class NodeReporter:
     """Registers the node and keeps its status and lease fresh."""
 
-    def __init__(self, kube: Kube, name: str, addresses: Sequence[str], port: int, network: Network) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        name: str,
+        addresses: Sequence[str],
+        port: int,
+        network: Network,
+        pod_subnets: Sequence[str] = (),
+    ) -> None:
         self._kube = kube
         self._name = name
         self._addresses = tuple(addresses)
         self._port = port
         self._network = network
+        self._pod_subnets = tuple(pod_subnets)
         self._status: Object = {}
 
     async def run(self) -> None:
@@ -136,7 +146,7 @@ class NodeReporter:
             await self._patch(status)
         except NotFound:
             try:
-                await self._kube.create(NODES, node_object(self._name))
+                await self._kube.create(NODES, node_object(self._name, self._pod_subnets))
             except AlreadyExists:
                 log.info("node %s: registered meanwhile", self._name)
             await self._patch(status)

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from vmnet.kube.api import PODS, Kube, KubeError, NotFound, Object, PatchType, Resource
 from vmnet.kube.events import Recorder
+from vmnet.lab import cgroups
 from vmnet.lab.directory import ENVIRONMENT_VARIABLE
 from vmnet.lab.kubelet import environment, images, network, probes, runtime, status
 from vmnet.lab.kubelet.network import Network, NetworkError
@@ -59,6 +60,8 @@ class Node:
     pods: Path
     """Directory that holds one directory per pod uid."""
     cluster_dns: tuple[str, ...]
+    cgroups: Path | None = None
+    """Directory of the pods' cgroups, one for each uid; None where pods stay in kubelet's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,19 @@ class PodWorker:
     def log_path(self, container: str) -> Path:
         """Both outputs of a container, of all its runs."""
         return Path(self._directory, f"{container}.log")
+
+    @property
+    def cgroup(self) -> Path | None:
+        """Directory of the pod's cgroup, which its sandbox and everything in it is in."""
+        return self._node.cgroups / self.uid if self._node.cgroups is not None else None
+
+    @property
+    def entering(self) -> tuple[str, ...]:
+        """Words before a command that shall run in the pod. Raises RuntimeFault without a sandbox."""
+        if self._sandbox is None:
+            raise RuntimeFault("the sandbox is gone")
+        own = self.cgroup
+        return (*cgroups.entering(own if own is not None and own.exists() else None), *self._sandbox.enter())
 
     def container_environment(self, container: str) -> Mapping[str, str]:
         """What exec into a container sees. Raises KeyError, Unresolvable."""
@@ -274,6 +290,7 @@ class PodWorker:
             await runtime.make_network_namespace(name)
             record = await self._attach(record)
         self._write_files(record)
+        own = self.cgroup
         self._sandbox = await Sandbox.create(
             SandboxConfig(
                 socket=str(self._directory / "sandbox.sock"),
@@ -281,6 +298,7 @@ class PodWorker:
                 hostname=environment.hostname(self.pod),
                 resolver=str(self._directory / "resolv.conf"),
                 hosts="" if host_network else str(self._directory / "hosts"),
+                cgroup=str(own) if own is not None and cgroups.make(own) else "",
             ),
             self._directory / "sandbox.log",
         )
@@ -348,6 +366,8 @@ class PodWorker:
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is not None:
             await sandbox.stop()
+        if self.cgroup is not None:
+            cgroups.remove(self.cgroup)
         record = self._record
         if record is None:
             return
@@ -553,7 +573,7 @@ class PodWorker:
         if self._sandbox is None:
             return 1, "the sandbox is gone"
         process = await asyncio.create_subprocess_exec(
-            *self._sandbox.enter(),
+            *self.entering,
             *words,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -722,4 +742,6 @@ async def remove_leftover(node: Node, directory: Path) -> None:
     if record.netns:
         await node.network.delete(record.attachment)
         await runtime.remove_network_namespace(record.netns)
+    if node.cgroups is not None:
+        cgroups.remove(node.cgroups / record.uid)
     shutil.rmtree(directory, ignore_errors=True)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.lab import namespaces
+from vmnet.lab import cgroups, namespaces
 
 MAX_LINE: Final = 1 << 20
 
@@ -41,6 +41,8 @@ class SandboxConfig:
     """File that becomes /etc/hosts."""
     mounts: tuple[tuple[str, str], ...] = ()
     """(source, target) bind mounts; a target that does not exist is skipped."""
+    cgroup: str = ""
+    """Directory of the pod's cgroup; empty to stay in the caller's."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class ContainerState:
 
 def enter(config: SandboxConfig) -> None:
     """Make and enter the namespaces; returns only in the pod's PID 1. Raises OSError."""
+    if config.cgroup:
+        cgroups.enter(Path(config.cgroup))
     if config.netns:
         namespaces.setns(config.netns, namespaces.CLONE_NEWNET)
     flags = namespaces.CLONE_NEWNS | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC

@@ -121,7 +121,7 @@ class KubeletServer:
         await socket.prepare(request)
         flags = {name: request.query.get(name) in ("true", "1") for name in ("stdin", "stdout", "stderr", "tty")}
         session = _Session(socket, flags)
-        status = await session.run([*sandbox.enter(), *words], environment)
+        status = await session.run([*worker.entering, *words], environment)
         await socket.send_bytes(bytes([ERROR]) + json.dumps(status).encode())
         await socket.close()
         return socket
