@@ -319,9 +319,7 @@ class Supervisor:
             ("agent", Specification(f"agent-{host.name}", host.name, agent)),
             (
                 "kubelet",
-                Specification(
-                    f"kubelet-{host.name}", host.name, kubelet, cgroup=own if cgroups.make(own) else None
-                ),
+                Specification(f"kubelet-{host.name}", host.name, kubelet, cgroup=own if cgroups.make(own) else None),
             ),
             ("virt", Specification(f"virt-handler-{host.name}", host.name, handler)),
         ]

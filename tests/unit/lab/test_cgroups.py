@@ -58,7 +58,8 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
 
 def test_a_command_writes_itself_into_the_cgroup_before_it_begins(tmp_path: Path) -> None:
     words = cgroups.entering(tmp_path)
-    done = subprocess.run([*words, "printf", "%s|", "a b", "$c"], capture_output=True, text=True, check=True, timeout=30)
+    argv = [*words, "printf", "%s|", "a b", "$c"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "a b|$c|"
     assert (tmp_path / "cgroup.procs").read_text() == "0\n"
     assert cgroups.entering(None) == ()
