@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack gcc libc6-dev
 
-.PHONY: demo test lint unit lab install clean
+.PHONY: demo test lint unit lab bench-datapath install clean
 demo: install            ; $(BIN)/vmnet lab demo
 test: lint unit lab
 lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -13,6 +13,7 @@ lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . &
 AGAIN := $(BIN)/pytest --last-failed --last-failed-no-failures none
 unit: install            ; $(BIN)/pytest tests/unit tests/contract tests/netns -n 2 || $(AGAIN) tests/unit tests/contract tests/netns
 lab: install             ; $(BIN)/pytest tests/lab || $(AGAIN) tests/lab
+bench-datapath: install  ; $(BIN)/python -m vmnet.lab.bench.datapath
 clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 install: build/.packages build/.venv
