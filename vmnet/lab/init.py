@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
-COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "virt", "outside")
+COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "virt", "outside")
 START_TIMEOUT: Final = 90.0
 
 
@@ -298,6 +298,7 @@ class Supervisor:
 
     def _node_components(self, host: topology.Host, kubeconfig: str) -> list[tuple[str, Specification]]:
         node = ("--node-name", host.name, "--kubeconfig", kubeconfig)
+        node_words = ("--node", host.name, "--kubeconfig", kubeconfig)
         agent = python_module(
             "vmnet.cmd",
             "agent",
@@ -309,7 +310,7 @@ class Supervisor:
         )
         kubelet = python_module(
             "vmnet.lab.kubelet",
-            *("--node", host.name, "--kubeconfig", kubeconfig),
+            *node_words,
             *("--address", str(host.ipv4), "--address", str(host.ipv6)),
             *(word for subnet in topology.pod_subnets(host) for word in ("--pod-cidr", subnet)),
         )
@@ -321,6 +322,7 @@ class Supervisor:
                 "kubelet",
                 Specification(f"kubelet-{host.name}", host.name, kubelet, cgroup=own if cgroups.make(own) else None),
             ),
+            ("proxy", Specification(f"proxy-{host.name}", host.name, python_module("vmnet.lab.proxy", *node_words))),
             ("virt", Specification(f"virt-handler-{host.name}", host.name, handler)),
         ]
 

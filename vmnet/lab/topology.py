@@ -29,6 +29,11 @@ DEFAULT_POD_NETWORK_IPV6: Final = IPv6Network("fd00:10:244::/48")
 SERVICE_RANGES: Final = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
 CLUSTER_DNS: Final = SERVICE_RANGES[0].network_address + 10
 """The tenth address of the service range, as kubeadm chooses it."""
+LOAD_BALANCER_POOLS: Final = (
+    tuple(FABRIC_IPV4 + number for number in range(199, 249)),
+    tuple(IPv6Address(f"fd00:30::{number}") for number in range(200, 250)),
+)
+"""Addresses of the fabric that Services of type LoadBalancer are given: 172.30.0.200 and fd00:30::200 first."""
 CNI_BINARIES: Final = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins are."""
 

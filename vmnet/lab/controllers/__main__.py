@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from vmnet.kube.client import KubeClient
+from vmnet.lab import topology
 from vmnet.lab.controllers.controllers import Controllers
 
 
@@ -24,7 +25,7 @@ async def _run(kubeconfig: Path) -> None:
     kube = await KubeClient.connect(kubeconfig, user_agent="vmnet-lab-controllers")
     try:
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(Controllers(kube).run(), name="controllers")
+            running = group.create_task(Controllers(kube, topology.LOAD_BALANCER_POOLS).run(), name="controllers")
             await stop.wait()
             running.cancel()
     finally:

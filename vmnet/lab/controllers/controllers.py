@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from vmnet.kube.api import (
@@ -30,7 +30,7 @@ from vmnet.lab.controllers.cluster import (
     owner_key,
 )
 from vmnet.lab.controllers.deployments import Deployments
-from vmnet.lab.controllers.endpoints import SERVICE_NAME, Endpoints
+from vmnet.lab.controllers.endpoints import SERVICE_NAME, Address, Endpoints
 from vmnet.lab.controllers.matching import selects_plainly
 from vmnet.lab.controllers.placement import is_finished
 from vmnet.lab.controllers.replica_sets import ReplicaSets
@@ -48,14 +48,14 @@ Reconcile = Callable[[str], Awaitable[float | None]]
 class Controllers:
     """Runs them until cancelled. Belongs to one event loop."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, load_balancer_pools: Sequence[Sequence[Address]] = ()) -> None:
         self.informers = {resource: ListWatch(kube, resource) for resource in WATCHED}
         self._scheduler = Scheduler(kube, self.informers, Recorder(kube, scheduler.NAME))
         parts: dict[str, tuple[Reconcile, int]] = {
             # Two pods that are placed at the same time would not see each other.
             "pod": (self._scheduler.reconcile, 1),
             "namespace": (Accounts(kube, self.informers).reconcile, _WORKERS),
-            "service": (Endpoints(kube, self.informers).reconcile, _WORKERS),
+            "service": (Endpoints(kube, self.informers, load_balancer_pools).reconcile, _WORKERS),
             "replicaset": (
                 ReplicaSets(kube, self.informers, Recorder(kube, "replicaset-controller")).reconcile,
                 _WORKERS,
@@ -134,9 +134,6 @@ class Controllers:
         if old is not None and new is not None and _placement(old) == _placement(new):
             return
         self._look_again()
-        for service in self.informers[SERVICES].items():
-            if service["spec"].get("type") == "LoadBalancer":
-                self.queues["service"].add(object_key(service))
 
     def _namespace_changed(self, old: Object | None, new: Object | None) -> None:
         if new is not None:

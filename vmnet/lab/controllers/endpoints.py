@@ -3,10 +3,10 @@
 import hashlib
 import ipaddress
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Final
 
-from vmnet.kube.api import ENDPOINT_SLICES, NODES, PODS, SERVICES, Kube, NotFound, Object, object_key
+from vmnet.kube.api import ENDPOINT_SLICES, PODS, SERVICES, Kube, NotFound, Object, object_key
 from vmnet.lab.controllers.cluster import Informers, in_namespace, is_ready, is_terminating, owner_reference
 from vmnet.lab.controllers.matching import selects_plainly
 from vmnet.lab.controllers.placement import is_finished
@@ -17,6 +17,8 @@ SERVICE_NAME: Final = "kubernetes.io/service-name"
 HEADLESS: Final = "service.kubernetes.io/headless"
 _ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 _LIMIT: Final = 100
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _suffix(*parts: str) -> str:
@@ -134,35 +136,43 @@ def slices(service: Object, pods: Sequence[Object]) -> list[Object]:
     return made
 
 
-def load_balancer(service: Object, nodes: Sequence[Object]) -> list[Object] | None:
-    """``status.loadBalancer.ingress`` of a Service: the nodes' addresses, as a cluster without a cloud gives them.
+def load_balancer(service: Object, pools: Sequence[Sequence[Address]], taken: Container[str]) -> list[Object] | None:
+    """``status.loadBalancer.ingress`` of a Service: one address of each of its families, as MetalLB gives them.
 
-    None for a Service of another type."""
+    ``pools``: what may be given, one sequence for each family; ``taken``: what other Services have. What a Service has
+    it keeps. A family whose pool is exhausted gets none. None for a Service of another type."""
     spec = service["spec"]
     if spec.get("type") != "LoadBalancer" or spec.get("loadBalancerClass"):
         return None
-    families = spec.get("ipFamilies") or ("IPv4",)
+    known = [item.get("ip") for item in ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()]
     found = []
-    for node in sorted(nodes, key=object_key):
-        if not is_ready(node):
-            continue
-        for item in (node.get("status") or {}).get("addresses") or ():
-            if item["type"] == "InternalIP" and f"IPv{ipaddress.ip_address(item['address']).version}" in families:
-                found.append({"ip": item["address"], "ipMode": "VIP"})
+    for family in spec.get("ipFamilies") or ("IPv4",):
+        free = [text for text in (str(item) for item in _pool(pools, family)) if text not in taken]
+        chosen = next((text for text in free if text in known), None) or next(iter(free), None)
+        if chosen is not None:
+            found.append({"ip": chosen, "ipMode": "VIP"})
     return found
+
+
+def _pool(pools: Sequence[Sequence[Address]], family: str) -> Sequence[Address]:
+    return next((pool for pool in pools if pool and f"IPv{pool[0].version}" == family), ())
 
 
 class Endpoints:
     """Reconciles Services by key."""
 
-    def __init__(self, kube: Kube, informers: Informers) -> None:
+    def __init__(self, kube: Kube, informers: Informers, pools: Sequence[Sequence[Address]] = ()) -> None:
         self._kube = kube
         self._informers = informers
+        self._pools = pools
+        self._given: dict[str, set[str]] = {}
+        """Load balancer addresses by Service, also those that the API's objects do not show yet."""
 
     async def reconcile(self, key: str) -> float | None:
         """Bring the Service's slices and its load balancer addresses up to date."""
         service = self._informers[SERVICES].get(key)
         if service is None:
+            self._given.pop(key, None)
             return None
         namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
         wanted = {
@@ -191,13 +201,23 @@ class Endpoints:
             return
 
     async def _balance(self, service: Object) -> None:
-        wanted = load_balancer(service, list(self._informers[NODES].items()))
+        wanted = load_balancer(service, self._pools, self._taken(object_key(service)))
+        self._given[object_key(service)] = {item["ip"] for item in wanted or ()}
         known = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress")
         if is_terminating(service) or (wanted or None) == (known or None):
             return
         metadata = service["metadata"]
         body = {"status": {"loadBalancer": {"ingress": wanted or None}}}
         await self._kube.patch(SERVICES, metadata["name"], body, metadata["namespace"], subresource="status")
+
+    def _taken(self, key: str) -> set[str]:
+        """What Services other than ``key`` have."""
+        found: set[str] = set()
+        for service in self._informers[SERVICES].items():
+            if object_key(service) != key:
+                ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+                found |= {item["ip"] for item in ingress if item.get("ip")}
+        return found.union(*(given for other, given in self._given.items() if other != key))
 
 
 def _differs(known: Object, desired: Object) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ class Kubelets:
             )
 
 
+POOLS = ((IPv4Address("192.0.2.100"), IPv4Address("192.0.2.101")), (IPv6Address("2001:db8::100"),))
+
+
 @dataclass
 class Cluster:
     kube: Kube
@@ -126,7 +130,7 @@ async def _cluster(directory: Path) -> AsyncIterator[Cluster]:
             for name in ("n1", "n2", "n3"):
                 await kube.create(NODES, _node(name))
             await kube.create(NAMESPACES, {"metadata": {"name": NAMESPACE}})
-            controllers, kubelets = Controllers(kube), Kubelets(kube)
+            controllers, kubelets = Controllers(kube, POOLS), Kubelets(kube)
             tasks = [asyncio.ensure_future(controllers.run()), asyncio.ensure_future(kubelets.run())]
             try:
                 async with asyncio.timeout(PATIENCE):
@@ -376,29 +380,38 @@ async def test_endpoint_slices_follow_pods_in_both_families(cluster: Cluster) ->
     assert await cluster.until(gone)
 
 
-async def test_load_balancer_gets_the_nodes_addresses(cluster: Cluster) -> None:
+async def test_load_balancers_get_addresses_of_their_families_that_nobody_else_has(cluster: Cluster) -> None:
     spec = {"type": "LoadBalancer", "selector": {"app": "web"}, "ports": [{"port": 80}]}
-    await cluster.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "lb"}, "spec": spec})
+    families = {"a": ["IPv4"], "b": ["IPv4"], "c": ["IPv6", "IPv4"]}
+    for name, given in families.items():
+        policy = {"ipFamilies": given, "ipFamilyPolicy": "PreferDualStack" if len(given) > 1 else "SingleStack"}
+        body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {**spec, **policy}}
+        await cluster.apply(body)
 
-    async def ingress() -> list[str]:
-        service = await cluster.kube.get(SERVICES, "lb", NAMESPACE)
+    async def ingress(name: str) -> list[str]:
+        service = await cluster.kube.get(SERVICES, name, NAMESPACE)
         found = (service["status"].get("loadBalancer") or {}).get("ingress") or ()
         return [item["ip"] for item in found]
 
-    assert await cluster.until(ingress) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
-    await cluster.kube.delete(NODES, "n3")
-
-    async def two() -> bool:
-        return await ingress() == ["192.0.2.1", "192.0.2.2"]
-
-    assert await cluster.until(two)
-    body = {"spec": {"type": "ClusterIP"}}
-    await cluster.kube.patch(SERVICES, "lb", body, NAMESPACE)
+    given_to = {name: await cluster.until(lambda name=name: ingress(name)) for name in families}
+    assert sorted([*given_to["a"], *given_to["b"]]) == ["192.0.2.100", "192.0.2.101"]
+    # The IPv4 pool is exhausted: what is left is given.
+    assert given_to["c"] == ["2001:db8::100"]
+    before = given_to["b"]
+    await cluster.kube.patch(SERVICES, "a", {"spec": {"type": "ClusterIP"}}, NAMESPACE)
 
     async def none() -> bool:
-        return not await ingress()
+        return not await ingress("a")
 
     assert await cluster.until(none)
+    await cluster.kube.patch(SERVICES, "b", {"metadata": {"labels": {"look": "again"}}}, NAMESPACE)
+    await cluster.kube.patch(SERVICES, "c", {"metadata": {"labels": {"look": "again"}}}, NAMESPACE)
+
+    async def both() -> bool:
+        return await ingress("c") == ["2001:db8::100", *given_to["a"]]
+
+    assert await cluster.until(both)
+    assert await ingress("b") == before
 
 
 async def test_settles(cluster: Cluster) -> None:
