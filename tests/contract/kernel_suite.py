@@ -26,10 +26,12 @@ from vmnet.plan import firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
 from vmnet.plan.network import PodInterface
+from vmnet.plan.state import NetworkState
 from vmnet.plan.table import Chain, Elements, Table
 
 NETWORK = Network(name="n", id=NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd20::/64")))
-HERE, THERE = Node("n1", ip_address("127.0.0.1")), Node("n2", ip_address("172.30.0.12"))
+HERE, THERE = Node("n1", ip_address("127.0.0.1"), 1), Node("n2", ip_address("172.30.0.12"), 2)
+FURTHER = Node("n3", ip_address("172.30.0.13"), 3)
 POD = "/run/netns/pod"
 
 
@@ -100,6 +102,45 @@ async def _tables(make: Callable[[], Kernel], place: NamespaceName | None) -> No
     assert await bring((), ()) == 0
 
 
+async def _routers(kernel: Kernel, desired: NodeNetwork) -> None:
+    """Routers come, change place and number, and go; so do this node's own number and routes by way of them."""
+    namespace = desired.network.namespace
+
+    async def bring(wanted: NodeNetwork) -> NetworkState:
+        await kernel.apply(planner.plan(wanted, await kernel.observe_network(namespace)))
+        found = await kernel.observe_network(namespace)
+        assert found is not None
+        assert planner.plan(wanted, found) == ()
+        assert found.tunnels == {router.router_mac: router.address for router in wanted.routers}
+        assert found.routers == {item.ip: router.router_mac for router in wanted.routers for item in router.transit}
+        assert found.links[names.VXLAN_L3].addresses == set(wanted.node.transit)
+        return found
+
+    elsewhere = replace(THERE, address=FURTHER.address, number=9)
+    for node, routers in ((HERE, (THERE, FURTHER)), (HERE, (elsewhere,)), (replace(HERE, number=7), ()), (HERE, ())):
+        await bring(replace(desired, node=node, routers=routers))
+    await bring(desired)
+    parts = (ip_network("10.1.2.0/24"), ip_network("10.1.3.4/32"), ip_network("fd20:0:0:7::/64"))
+    routes = {part: THERE.transit[0 if part.version == 4 else 1].ip for part in parts}
+    await kernel.apply([ops.SetRoute(namespace, names.VXLAN_L3, part, hop) for part, hop in routes.items()])
+    state = await kernel.observe_network(namespace)
+    assert state is not None
+    assert state.routes == routes
+    for part, hop in list(routes.items()):
+        routes[part] = ip_address(int(hop) + 40) if part.version == 4 else hop
+    await kernel.apply([ops.SetRoute(namespace, names.VXLAN_L3, part, hop) for part, hop in routes.items()])
+    state = await kernel.observe_network(namespace)
+    assert state is not None
+    assert state.routes == routes
+    for _ in range(2):
+        await kernel.apply([ops.RemoveRoute(namespace, names.VXLAN_L3, part, hop) for part, hop in routes.items()])
+        state = await kernel.observe_network(namespace)
+        assert state is not None
+        assert state.routes == {}
+        assert state.default_routes == {4, 6}
+    await bring(desired)
+
+
 async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> None:
     """Render, attach, adopt, move, detach and remove; every second look has nothing to do."""
     kernel = make()
@@ -130,6 +171,7 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
         join=node_planner.allocate_join(await kernel.observe_node(), NETWORK.id),
         remotes=(RemoteEndpoint(endpoint(12, "n2"), THERE.address),),
         peers=(THERE.address,),
+        routers=(THERE,),
     )
     await kernel.apply(planner.plan(desired, None))
     state = await kernel.observe_network(namespace)
@@ -137,6 +179,12 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert planner.plan(desired, state) == ()
     assert namespace in (await kernel.observe_node()).namespaces
     assert node_planner.allocate_join(await kernel.observe_node(), NETWORK.id) == desired.join
+
+    # The routers of the other nodes.
+    assert state.links[names.VXLAN_L3].mac == HERE.router_mac
+    assert state.links[names.VXLAN_L3].master is None
+    assert set(HERE.transit) <= state.links[names.VXLAN_L3].addresses
+    await _routers(kernel, desired)
 
     # Tables of their own, in the network's namespace and in the node's.
     for place in (namespace, None):

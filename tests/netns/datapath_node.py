@@ -29,7 +29,7 @@ from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
 
-NODES = {f"n{number}": Node(f"n{number}", ip_address(f"172.30.0.1{number}")) for number in (1, 2, 3)}
+NODES = {f"n{number}": Node(f"n{number}", ip_address(f"172.30.0.1{number}"), number) for number in (1, 2, 3)}
 
 
 def network(number: int) -> Network:
@@ -76,6 +76,7 @@ class Driver:
                 if item.node != self.node.name and f"{item.pod.name}@{item.node}" not in standby
             ),
             peers=tuple(node.address for name, node in NODES.items() if name != self.node.name),
+            routers=tuple(node for name, node in NODES.items() if name != self.node.name),
         )
 
     async def render(self, net: int, endpoints: list[list[Any]], standby: list[str]) -> int:

@@ -235,3 +235,45 @@ async def test_the_gateway_is_never_heard_on_the_fabric(fabric: Fabric) -> None:
     await fabric.send("n1", "a-7", f"[{HONEST}/Raw(b'HONEST' + bytes(40))]")
     assert await fabric.lab.wait("listen", timeout=60) == 0
     assert log.read_text().splitlines()[-1] == "[]"
+
+
+async def test_the_routers_of_all_nodes_reach_each_other(fabric: Fabric) -> None:
+    """Router to router, in each network for itself, with no frame of it on the segment that the guests share."""
+    await fabric.render(7, PODS)
+    await fabric.render(8, PODS[:1])
+    for node in ("n1", "n2", "n3"):
+        for number in ("1", "2", "3"):
+            for address in (f"100.88.0.{number}", f"fd97::{number}"):
+                assert await fabric.reaches(node, "vmnet-7", address), f"{node} does not reach {address}"
+    # A guest's packets are routed there too, and the answers come back by the same way.
+    for address in ("100.88.0.3", "fd97::3"):
+        assert await fabric.reaches("n1", "a-7", address), address
+        assert await fabric.reaches("n1", "a-8", address), address
+
+
+async def test_only_nodes_speak_router_to_router(fabric: Fabric) -> None:
+    """From an address that is no node's, a datagram with the VNI of the routers is not believed."""
+    await fabric.render(7, PODS)
+    frame = (
+        "Ether(src='0a:59:00:00:00:01', dst=sys.argv[1])/IP(src='100.88.0.2', dst='192.168.0.11')"
+        "/UDP(dport=9999)/Raw(b'FORGED')"
+    )
+    program = (
+        "from scapy.all import *; import socket, sys\n"
+        f"datagram = bytes.fromhex('0800000080000700') + bytes({frame})\n"
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(datagram, ('172.30.0.11', 4789))\n"
+    )
+    counted = ["cat", "/sys/class/net/rt0/statistics/rx_packets"]
+    router = await fabric.lab.exec("n1", ["ip", "netns", "exec", "vmnet-7", "cat", "/sys/class/net/rt0/address"])
+
+    async def received() -> int:
+        return int((await fabric.lab.exec("n1", ["ip", "netns", "exec", "vmnet-7", *counted])).stdout)
+
+    before = await received()
+    for sender in ("outside", "n2"):
+        sent = await fabric.lab.exec(sender, [sys.executable, "-c", program, router.stdout.strip()], timeout=60)
+        assert sent.exit == 0, sent.stderr
+    async with asyncio.timeout(60):
+        while await received() == before:  # the node's one has arrived: the stranger's, sent before it, will not
+            await asyncio.sleep(0.05)
+    assert await received() == before + 1

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmnet.agent import facts
 from vmnet.agent.facts import Attachment
@@ -269,9 +269,14 @@ class Cluster:
                 found = facts.node(new)
                 if found is not None:
                     self._nodes[name] = found
-        if before != self._nodes.get(name):
-            for network in self.networks():
-                self._on_network(network)
+        after = self._nodes.get(name)
+        if before == after:
+            return
+        networks = set(self.networks())
+        if before is not None and after is not None and replace(before, subnets=after.subnets) == after:
+            networks &= {network for network, _ in set(before.subnets) ^ set(after.subnets)}
+        for network in sorted(networks):
+            self._on_network(network)
 
     def _vmi_changed(self, old: Object | None, new: Object | None) -> None:
         item = facts.subject(old, new)

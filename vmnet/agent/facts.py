@@ -1,14 +1,17 @@
 """What API objects say, as values: attachments, endpoints, and which pod of a machine is the live one. Pure."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vmnet.kube.api import Object
-from vmnet.model import addresses, names
+from vmnet.model import addresses, names, parts
 from vmnet.model.endpoint import Endpoint, MachineReference, Node, PodReference
 from vmnet.model.network import Network, from_nad
+
+log = logging.getLogger(__name__)
 
 FINISHED_PHASES = frozenset({"Succeeded", "Failed"})
 
@@ -95,6 +98,8 @@ def endpoint(pod: Object, found: Attachment) -> Endpoint | None:
         interfaces = sorted((addresses.interface(text) for text in texts), key=lambda item: item.version)
     except (KeyError, TypeError) as error:
         raise ValueError(f"annotation {names.POD_NETWORKS_ANNOTATION}, entry {found.key}: lacks {error}") from error
+    if mac.startswith(names.ROUTER_MAC_PREFIX):
+        raise ValueError(f"annotation {names.POD_NETWORKS_ANNOTATION}, entry {found.key}: {mac} is a router's")
     machine = machine_of(pod)
     return Endpoint(
         pod=pod_reference(pod),
@@ -108,14 +113,23 @@ def endpoint(pod: Object, found: Attachment) -> Endpoint | None:
 
 
 def node(item: Object) -> Node | None:
-    """A node with its underlay address: the first InternalIP, IPv4 before IPv6."""
+    """A node with its underlay address: the first InternalIP, IPv4 before IPv6; None when it has none.
+
+    Raises ValueError for an address that is none.
+    """
     found = []
     for entry in item.get("status", {}).get("addresses") or []:
         if entry.get("type") == "InternalIP":
             found.append(addresses.address(entry["address"]))
     if not found:
         return None
-    return Node(item["metadata"]["name"], min(found, key=lambda value: value.version))
+    try:
+        subnets = tuple(sorted(parts.parts_of(annotations(item)).items()))
+    except ValueError as error:
+        log.warning("node %s: %s", item["metadata"]["name"], error)
+        subnets = ()
+    address = min(found, key=lambda value: value.version)
+    return Node(item["metadata"]["name"], address, parts.number_of(annotations(item)), subnets)
 
 
 def migration_state(vmi: Object | None) -> Mapping[str, Any]:

@@ -174,7 +174,7 @@ class Networks:
             if network is None:
                 return
             observed = await self._kernel.observe_network(network.namespace)
-            demanded = self._network(name) is not None and any(source.demands(name) for source in self._sources)
+            demanded = self._network(name) is not None and self._demanded(name)
             if observed is None and not demanded:
                 if name in self._rendered:
                     await self._leave(network)
@@ -295,6 +295,9 @@ class Networks:
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
+    def _demanded(self, name: str) -> bool:
+        return any(source.demands(name) for source in self._sources)
+
     def _network(self, name: str) -> Network | None:
         found = self._cluster.attachment_of(name)
         return found.network if found else None
@@ -314,14 +317,19 @@ class Networks:
             ports = [port for port in ports if port.endpoint.port != joining.endpoint.port] + [joining]
         for port in ports:
             self._ports[port.endpoint.port] = port.endpoint
-        remotes, peers = [], set()
+        remotes, peers, hosts = [], set(), set()
         for found in everywhere:
             other = self._cluster.node(found.node)
             if other is None or other.name == node.name:
                 continue
             peers.add(other.address)
+            hosts.add(other)
             if self._cluster.is_live(found):
                 remotes.append(RemoteEndpoint(found, other.address, self._cluster.certain(found)))
+        if self._demanded(network.name):
+            # What makes a network be here without an endpoint makes it be everywhere.
+            hosts = {other for other in self._cluster.nodes() if other.name != node.name}
+        routers = (other for other in hosts if network.routed and other.number is not None)
         async with self._numbering:
             state = await self._kernel.observe_node()
             promised = frozenset(join.index for number, join in self._joins.items() if number != network.id)
@@ -336,6 +344,7 @@ class Networks:
             ports=tuple(ports),
             remotes=tuple(remotes),
             peers=tuple(sorted(peers, key=str)),
+            routers=tuple(sorted(routers, key=lambda other: other.name)),
         )
 
     async def _follow(self, desired: NodeNetwork) -> None:

@@ -12,6 +12,7 @@ from vmnet.kube.api import (
     CUDNS,
     NADS,
     NAMESPACES,
+    NODES,
     PODS,
     UDNS,
     VMIMS,
@@ -27,7 +28,7 @@ from vmnet.model.network import Network, Role, from_nad
 
 log = logging.getLogger(__name__)
 
-WATCHED: Final = (NAMESPACES, UDNS, CUDNS, NADS, CLAIMS, PODS, VMS, VMIS, VMIMS)
+WATCHED: Final = (NAMESPACES, NODES, UDNS, CUDNS, NADS, CLAIMS, PODS, VMS, VMIS, VMIMS)
 """What the controller watches. The kinds of KubeVirt may be absent."""
 
 

@@ -13,6 +13,7 @@ from vmnet.controller.cluster import Cluster
 from vmnet.controller.ledger import Ledger
 from vmnet.controller.migrations import MigrationReconciler
 from vmnet.controller.networks import NetworkReconciler
+from vmnet.controller.nodes import NodeReconciler
 from vmnet.controller.pods import PodReconciler
 from vmnet.controller.waiting import WaitingRoom
 from vmnet.kube.api import (
@@ -20,6 +21,7 @@ from vmnet.kube.api import (
     CUDNS,
     NADS,
     NAMESPACES,
+    NODES,
     PODS,
     UDNS,
     VMIMS,
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 _EXPECTED: Final = (Conflict, NotFound, Unavailable)
 """Write conflicts and an API that is away are every controller's daily life: no traceback."""
 _WORKERS: Final = 4
-_ALLOCATED: Final = (UDNS, CUDNS, NADS, CLAIMS, PODS)
+_ALLOCATED: Final = (NODES, UDNS, CUDNS, NADS, CLAIMS, PODS)
 """Kinds that record what was given to whom."""
 _CATCH_UP_SECONDS: Final = 0.05
 _PATIENCE_SECONDS: Final = 1.0
@@ -60,6 +62,7 @@ class Controller:
         events = Recorder(kube, names.FIELD_MANAGER_CONTROLLER, now=now)
         waiting = WaitingRoom()
         self.ledger.released = waiting.call
+        self.nodes = NodeReconciler(kube, cluster, events)
         self.networks = NetworkReconciler(kube, cluster, self.ledger, events, now)
         self.pods = PodReconciler(kube, cluster, self.ledger, events, waiting, now=now)
         self.machines = MachineReconciler(kube, cluster, events)
@@ -67,7 +70,7 @@ class Controller:
         self.migrations = MigrationReconciler(kube, cluster, events, now)
         # Kind → its queue. Networks of both kinds and NADs share a reconciler; their queues keep their keys apart.
         self.queues: Mapping[str, KeyedQueue] = {
-            kind: KeyedQueue() for kind in ("udn", "cudn", "nad", "pod", "machine", "claim", "migration")
+            kind: KeyedQueue() for kind in ("node", "udn", "cudn", "nad", "pod", "machine", "claim", "migration")
         }
         self.pods.again = self.queues["pod"].add
         self.claims.again = self.queues["claim"].add
@@ -80,11 +83,13 @@ class Controller:
             await informer.synced.wait()
         for resource in _ALLOCATED:
             await self._catch_up(resource)
+        self.nodes.load()
         self.networks.load()
         for attachment in self.cluster.attachments():
             self.ledger.pools(attachment.network)
         self.pods.load()
         for resource, handler in (
+            (NODES, self._node_changed),
             (NAMESPACES, self._namespace_changed),
             (UDNS, self._udn_changed),
             (CUDNS, self._cudn_changed),
@@ -143,6 +148,7 @@ class Controller:
             return lambda key: self.networks.reconcile(resource, key)
 
         return {
+            "node": self.nodes.reconcile,
             "udn": network(UDNS),
             "cudn": network(CUDNS),
             "nad": network(NADS),
@@ -174,6 +180,11 @@ class Controller:
         for item in self.cluster.items(UDNS):
             if objects.namespace_of(item) == namespace:
                 self.queues["udn"].add(object_key(item))
+
+    def _node_changed(self, old: Object | None, new: Object | None) -> None:
+        if old is None or new is None or objects.annotations(old) != objects.annotations(new):
+            # Not the heartbeats of kubelet.
+            self._add("node", new or old)
 
     def _udn_changed(self, old: Object | None, new: Object | None) -> None:
         self._add("udn", new or old)

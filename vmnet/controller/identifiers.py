@@ -1,48 +1,68 @@
-"""Network numbers: unique across all networks of the cluster, however they came to be."""
+"""Numbers of networks and of nodes: unique in the cluster, however they came to be."""
 
 from vmnet.model import names
 from vmnet.model.names import NetworkId
 
 
-class NetworkIds:
-    """Who has which number. Filled from the annotations of all networks and NADs before the first is given."""
+class Numbers:
+    """Who has which number, 1 … ``most``. Filled from what is written down before the first is given."""
 
-    def __init__(self) -> None:
-        self._networks: dict[int, str] = {}
-        self._ids: dict[str, int] = {}
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._owners: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
         self._next = 1
 
-    def adopt(self, network: str, number: int) -> str | None:
-        """Note a number that is written down. Returns the other network that has it already, None when all is well."""
-        holder = self._networks.setdefault(number, network)
-        if holder != network:
+    def adopt(self, owner: str, number: int) -> str | None:
+        """Note a number that is written down. Returns the other owner that has it already, None when all is well."""
+        holder = self._owners.setdefault(number, owner)
+        if holder != owner:
             return holder
-        before = self._ids.setdefault(network, number)
+        before = self._numbers.setdefault(owner, number)
         if before != number:
-            # What is written on the network itself is what nodes already use.
-            self._networks.pop(before, None)
-            self._ids[network] = number
+            # What is written on the owner itself is what nodes already use.
+            self._owners.pop(before, None)
+            self._numbers[owner] = number
         self._next = max(self._next, number + 1)
         return None
 
-    def allocate(self, network: str) -> NetworkId:
-        """The network's number, a new one if it has none. One that was given back rests until all have had a turn."""
-        existing = self._ids.get(network)
+    def get(self, owner: str) -> int | None:
+        """The owner's number, if it has one."""
+        return self._numbers.get(owner)
+
+    def allocate(self, owner: str) -> int:
+        """The owner's number, a new one if it has none. One that was given back rests until all have had a turn.
+
+        Raises ValueError when none is left.
+        """
+        existing = self._numbers.get(owner)
         if existing is not None:
-            return NetworkId(existing)
-        for _ in range(names.MAX_NETWORK_ID):
-            if self._next > names.MAX_NETWORK_ID:
+            return existing
+        for _ in range(self._most):
+            if self._next > self._most:
                 self._next = 1
             number = self._next
             self._next += 1
-            if number not in self._networks:
-                self._networks[number] = network
-                self._ids[network] = number
-                return NetworkId(number)
-        raise ValueError("all network numbers are in use")
+            if number not in self._owners:
+                self._owners[number] = owner
+                self._numbers[owner] = number
+                return number
+        raise ValueError(f"all {self._what} numbers are in use")
 
-    def release(self, network: str) -> None:
-        """Take the network's number back."""
-        number = self._ids.pop(network, None)
+    def release(self, owner: str) -> None:
+        """Take the owner's number back."""
+        number = self._numbers.pop(owner, None)
         if number is not None:
-            self._networks.pop(number, None)
+            self._owners.pop(number, None)
+
+
+class NetworkIds(Numbers):
+    """Numbers of all networks of the cluster, by network name."""
+
+    def __init__(self) -> None:
+        super().__init__(names.MAX_NETWORK_ID, "network")
+
+    def allocate(self, owner: str) -> NetworkId:
+        """See ``Numbers``."""
+        return NetworkId(super().allocate(owner))

@@ -6,13 +6,15 @@ from typing import Final
 
 from vmnet.ipam.errors import AddressConflict, ConflictKind, OutOfRange, WrongFamily
 from vmnet.ipam.pool import Pool
-from vmnet.model import addresses
+from vmnet.model import addresses, names
 from vmnet.model.addresses import IPAddress, IPInterface
 from vmnet.model.names import MacAddress
 from vmnet.model.network import Network
 
 INFRASTRUCTURE: Final = "the network's gateway"
 """Owner of the gateway's MAC."""
+ROUTERS: Final = "the nodes' routers"
+"""Owner of every MAC that a node's router may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,8 @@ class NetworkPools:
         return self._macs.get(mac)
 
     def _check_mac(self, mac: MacAddress, owner: str) -> None:
+        if mac.startswith(names.ROUTER_MAC_PREFIX):
+            raise AddressConflict(ConflictKind.MAC, mac, ROUTERS)
         holder = self._macs.get(mac)
         if holder is not None and holder != owner:
             raise AddressConflict(ConflictKind.MAC, mac, holder)

@@ -120,16 +120,20 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                     f"link set dev {name} addrgenmode none",
                 ),
             )
-        case ops.CreateVxlan(namespace, name, vni, local, mtu):
+        case ops.CreateVxlan(namespace, name, vni, local, mtu, mac, learning):
             temporary = f"vmx{vni}"
+            address = f" address {mac}" if mac else ""
+            learns = "learning" if learning else "nolearning"
             return (
                 _ip(None, f"link del dev {temporary}", tolerant=True),
                 _ip(
                     None,
-                    f"link add name {temporary} mtu {mtu} type vxlan id {vni} local {local} dstport {VXLAN_PORT}",
-                    f"link set dev {temporary} addrgenmode none",
+                    f"link add name {temporary}{address} mtu {mtu}"
+                    f" type vxlan id {vni} local {local} dstport {VXLAN_PORT} {learns}",
                     f"link set dev {temporary} netns {_path(namespace)} name {name}",
                 ),
+                # A device that changes namespaces forgets this.
+                _ip(namespace, f"link set dev {name} addrgenmode none"),
             )
         case ops.CreateJoin(namespace, node_end, network_end, mtu):
             return (
@@ -168,12 +172,21 @@ def render(op: Op) -> tuple[Step | Call, ...]:
         case ops.AddAddress(namespace, interface, address):
             nodad = " nodad" if address.version == 6 else ""
             return (_ip(namespace, f"addr replace {address} dev {interface}{nodad}"),)
+        case ops.RemoveAddress(namespace, interface, address):
+            return (_ip(namespace, f"addr del {address} dev {interface}", tolerant=True),)
         case ops.AddDefaultRoute(namespace, interface, gateway):
             return (_ip(namespace, f"route replace default via {gateway} dev {interface}"),)
+        case ops.SetRoute(namespace, interface, destination, gateway):
+            return (_ip(namespace, f"route replace {destination} via {gateway} dev {interface} proto static"),)
+        case ops.RemoveRoute(namespace, interface, destination, gateway):
+            line = f"route del {destination} via {gateway} dev {interface} proto static"
+            return (_ip(namespace, line, tolerant=True),)
         case ops.SetNeighbour(namespace, interface, address, mac):
             return (_ip(namespace, f"neigh replace {address} lladdr {mac} dev {interface} nud permanent"),)
         case ops.RemoveNeighbour(namespace, interface, address):
-            return (_ip(namespace, f"neigh del {address} dev {interface}", tolerant=True),)
+            # Made before it is deleted: ip ends its whole batch at a neighbour that is not there, -force or not.
+            entry = f"neigh replace {address} lladdr {_ZERO_MAC} dev {interface} nud noarp"
+            return (_ip(namespace, entry, f"neigh del {address} dev {interface}", tolerant=True),)
         case ops.SetFdb(namespace, interface, mac, vtep):
             lines = [f"fdb replace {mac} dev {interface} master dynamic extern_learn"]
             if vtep is not None:
@@ -184,6 +197,10 @@ def render(op: Op) -> tuple[Step | Call, ...]:
             if vtep is not None:
                 lines.append(f"fdb del {mac} dev {interface} self dst {vtep}")
             return (_bridge(namespace, *lines, tolerant=True),)
+        case ops.SetTunnel(namespace, interface, mac, vtep):
+            return (_bridge(namespace, f"fdb replace {mac} dev {interface} self dst {vtep} static"),)
+        case ops.RemoveTunnel(namespace, interface, mac, vtep):
+            return (_bridge(namespace, f"fdb del {mac} dev {interface} self dst {vtep}", tolerant=True),)
         case ops.AddFlood(namespace, interface, vtep):
             return (_bridge(namespace, f"fdb append {_ZERO_MAC} dev {interface} self dst {vtep} permanent"),)
         case ops.RemoveFlood(namespace, interface, vtep):

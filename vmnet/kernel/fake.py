@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
 from vmnet.kernel.api import Gone, Kernel, KernelError
+from vmnet.model import names
 from vmnet.model.addresses import IPInterface
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall, ops
@@ -148,12 +149,13 @@ class FakeKernel(Kernel):
         namespace = getattr(op, "namespace")  # noqa: B009
         state = self._network(namespace)
         links, neighbours, fdb, floods = dict(state.links), dict(state.neighbours), set(state.fdb), set(state.floods)
+        routers, tunnels, over_rt0 = dict(state.routers), dict(state.tunnels), dict(state.routes)
         routes = set(state.default_routes)
         match op:
             case ops.CreateBridge(_, name, mac, mtu):
                 links[name] = LinkState(name, mac, mtu, up=False, kind="bridge")
-            case ops.CreateVxlan(_, name, _, _, mtu):
-                links[name] = LinkState(name, MacAddress(""), mtu, up=False, kind="vxlan")
+            case ops.CreateVxlan(_, name, _, _, mtu, mac):
+                links[name] = LinkState(name, mac or MacAddress(""), mtu, up=False, kind="vxlan")
             case ops.CreateJoin(_, node_end, network_end, mtu):
                 links[network_end] = LinkState(network_end, MacAddress(""), mtu, up=False, kind="veth")
                 joins = {**self.node.joins, node_end: JoinState(node_end, None, None)}
@@ -170,15 +172,34 @@ class FakeKernel(Kernel):
             case ops.DeleteLink(_, interface):
                 links.pop(interface, None)
                 fdb = {entry for entry in fdb if entry.interface != interface}
+                if interface == names.VXLAN_L3:
+                    routers, tunnels, over_rt0 = {}, {}, {}
             case ops.AddAddress(_, interface, address):
                 link = self._link(links, interface)
                 links[interface] = replace(link, addresses=link.addresses | {address})
+            case ops.RemoveAddress(_, interface, address):
+                if interface in links:
+                    link = links[interface]
+                    links[interface] = replace(link, addresses=link.addresses - {address})
             case ops.AddDefaultRoute(_, _, gateway):
                 routes.add(gateway.version)
-            case ops.SetNeighbour(_, _, address, mac):
-                neighbours[address] = mac
-            case ops.RemoveNeighbour(_, _, address):
-                neighbours.pop(address, None)
+            case ops.SetRoute(_, interface, destination, via):
+                self._link(links, interface)
+                over_rt0[destination] = via
+            case ops.RemoveRoute(_, _, destination, via):
+                if over_rt0.get(destination) == via:
+                    del over_rt0[destination]
+            case ops.SetNeighbour(_, interface, address, mac):
+                self._link(links, interface)
+                (routers if interface == names.VXLAN_L3 else neighbours)[address] = mac
+            case ops.RemoveNeighbour(_, interface, address):
+                (routers if interface == names.VXLAN_L3 else neighbours).pop(address, None)
+            case ops.SetTunnel(_, interface, mac, vtep):
+                self._link(links, interface)
+                tunnels[mac] = vtep
+            case ops.RemoveTunnel(_, _, mac, vtep):
+                if tunnels.get(mac) == vtep:
+                    del tunnels[mac]
             case ops.SetFdb(_, interface, mac, vtep):
                 self._link(links, interface)
                 fdb = {entry for entry in fdb if entry.mac != mac}
@@ -193,6 +214,9 @@ class FakeKernel(Kernel):
             state,
             links=links,
             neighbours=neighbours,
+            routers=routers,
+            tunnels=tunnels,
+            routes=over_rt0,
             fdb=frozenset(fdb),
             floods=frozenset(floods),
             default_routes=frozenset(routes),

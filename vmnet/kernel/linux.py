@@ -16,8 +16,8 @@ from vmnet.kernel import commands, namespaces, packets
 from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
-from vmnet.model.addresses import IPAddress, IPInterface, parse_mac
-from vmnet.model.names import BRIDGE, JOIN_PREFIX, UPLINK, VXLAN_L2, InterfaceName, MacAddress, NamespaceName
+from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
+from vmnet.model.names import BRIDGE, JOIN_PREFIX, UPLINK, VXLAN_L2, VXLAN_L3, InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall
 from vmnet.plan.ops import Op
 from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
@@ -84,25 +84,36 @@ class LinuxKernel(Kernel):
             return None
         links, neighbours, fdb, routes4, routes6, ruleset, listed = await asyncio.gather(
             self._json(namespace, ["ip", "-j", "-d", "addr", "show"]),
-            self._json(namespace, ["ip", "-j", "neigh", "show", "dev", BRIDGE, "nud", "permanent"], missing=[]),
+            self._json(namespace, ["ip", "-j", "neigh", "show", "nud", "permanent"]),
             self._json(namespace, ["bridge", "-j", "fdb", "show"]),
-            self._json(namespace, ["ip", "-j", "-4", "route", "show", "default"]),
-            self._json(namespace, ["ip", "-j", "-6", "route", "show", "default"]),
+            self._json(namespace, ["ip", "-j", "-4", "route", "show"]),
+            self._json(namespace, ["ip", "-j", "-6", "route", "show"]),
             # Elements of the other tables are never read back: they may be many, and the digest speaks for them.
             self._json(namespace, ["nft", "-j", "list", "table", *firewall.TABLE.split()], missing={}),
             self._json(namespace, LIST_CHAINS),
         )
-        entries, floods = _fdb(fdb)
+        entries, floods = _fdb(item for item in fdb if item["ifname"] != VXLAN_L3)
+        static = _neighbours(neighbours)
+        routes = [*routes4, *routes6]
         sets, chains = _ruleset(ruleset)
         return NetworkState(
             namespace=namespace,
             links={InterfaceName(link["ifname"]): _link(link) for link in links},
-            neighbours={
-                ipaddress.ip_address(item["dst"]): parse_mac(item["lladdr"]) for item in neighbours if "lladdr" in item
+            neighbours=static.get(BRIDGE, {}),
+            routers=static.get(VXLAN_L3, {}),
+            tunnels={
+                MacAddress(item["mac"]): ipaddress.ip_address(item["dst"])
+                for item in fdb
+                if item["ifname"] == VXLAN_L3 and "dst" in item
             },
+            routes=_routes(routes),
             fdb=entries,
             floods=floods,
-            default_routes=frozenset(version for version, found in ((4, routes4), (6, routes6)) if found),
+            default_routes=frozenset(
+                ipaddress.ip_address(item["gateway"]).version
+                for item in routes
+                if item["dst"] == "default" and "gateway" in item
+            ),
             sets=sets,
             chains=chains,
             tables=_digests(listed),
@@ -251,6 +262,23 @@ def _interfaces(link: dict[str, Any]) -> list[IPInterface]:
         for item in link.get("addr_info", ())
         if "local" in item
     ]
+
+
+def _neighbours(items: Iterable[dict[str, Any]]) -> dict[InterfaceName, dict[IPAddress, MacAddress]]:
+    found: dict[InterfaceName, dict[IPAddress, MacAddress]] = {}
+    for item in items:
+        if "lladdr" in item:
+            held = found.setdefault(InterfaceName(item["dev"]), {})
+            held[ipaddress.ip_address(item["dst"])] = parse_mac(item["lladdr"])
+    return found
+
+
+def _routes(items: Iterable[dict[str, Any]]) -> dict[IPNetwork, IPAddress]:
+    return {
+        ipaddress.ip_network(item["dst"]): ipaddress.ip_address(item["gateway"])
+        for item in items
+        if item.get("dev") == VXLAN_L3 and "gateway" in item and item["dst"] != "default"
+    }
 
 
 def _fdb(items: Iterable[dict[str, Any]]) -> tuple[frozenset[FdbEntry], frozenset[IPAddress]]:

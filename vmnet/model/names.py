@@ -57,6 +57,8 @@ CNI_SOCKET: Final = "/run/vmnet/cni.sock"
 FIELD_MANAGER_CONTROLLER: Final = "vmnet-controller"
 FIELD_MANAGER_AGENT: Final = "vmnet-agent"
 
+ROUTER_MAC_PREFIX: Final = "0a:59:"
+"""MACs of nodes' routers begin with it; no workload may have such a one."""
 JOIN_PREFIX: Final = "vmj"
 """Node ends of join veths begin with it."""
 VXLAN_PORT: Final = 4789
@@ -93,7 +95,7 @@ def join_interface(network_id: NetworkId) -> InterfaceName:
 def router_mac(node: str) -> MacAddress:
     """MAC of a node's router on the fabric, never the anycast gateway's: ``0a:59:`` + SHA-256(node)[:4]."""
     digest = hashlib.sha256(node.encode()).digest()
-    return MacAddress("0a:59:" + ":".join(f"{byte:02x}" for byte in digest[:4]))
+    return MacAddress(ROUTER_MAC_PREFIX + ":".join(f"{byte:02x}" for byte in digest[:4]))
 
 
 def claim_name(vm: str, network: str) -> str:

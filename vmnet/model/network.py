@@ -64,6 +64,11 @@ class Network:
         return int(self.id) | names.L3_VNI_BIT
 
     @property
+    def routed(self) -> bool:
+        """Whether the routers of its nodes speak to each other, over ``rt0``."""
+        return self.role is Role.PRIMARY or self.topology is Topology.LAYER3
+
+    @property
     def gateways(self) -> tuple[IPAddress, ...]:
         """One per subnet: the requested one of its family, else the first usable address."""
         return tuple(self._infrastructure(subnet, 0) for subnet in self.subnets)

@@ -140,7 +140,7 @@ NODE_CHAINS: Final = frozenset({"input", "forward", "postrouting"})
 
 
 def node_elements_script(missing: Mapping[str, Iterable[str]], stale: Mapping[str, Iterable[str]]) -> str:
-    """Bring the node's sets in step: ``vteps4`` and ``vteps6`` hold the other nodes, ``vnis`` this node's networks."""
+    """Bring the node's sets in step: ``vteps4`` and ``vteps6`` hold the other nodes, ``vnis`` this node's networks'."""
     lines = [
         f"{verb} element {NODE_TABLE} {name} {{ {', '.join(sorted(elements))} }}"
         for verb, found in (("add", missing), ("delete", stale))

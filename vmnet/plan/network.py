@@ -82,6 +82,7 @@ def plan(
     found += _neighbours(desired, state)
     found += _fdb(desired, state)
     found += _floods(desired, state)
+    found += _routers(desired, state)
     return tuple(found)
 
 
@@ -163,9 +164,10 @@ def remove(network_id: NetworkId) -> tuple[Op, ...]:
     namespace = names.network_namespace(network_id)
     return (
         ops.DeleteLink(None, names.join_interface(network_id)),
-        # The kernel clears a namespace away in its own time, and not while a socket is open in it; until then the VTEP
-        # would keep its VNI from the network's next namespace.
+        # The kernel clears a namespace away in its own time, and not while a socket is open in it; until then the VTEPs
+        # would keep their VNIs from the network's next namespace.
         ops.DeleteLink(namespace, names.VXLAN_L2),
+        ops.DeleteLink(namespace, names.VXLAN_L3),
         ops.DeleteNamespace(namespace),
     )
 
@@ -193,6 +195,9 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         yield ops.CreateBridge(namespace, names.BRIDGE, network.gateway_mac, desired.mtu)
     if names.VXLAN_L2 not in state.links:
         yield ops.CreateVxlan(namespace, names.VXLAN_L2, network.l2_vni, desired.node.address, desired.mtu)
+    if _has_transit(desired) and names.VXLAN_L3 not in state.links:
+        local, mac = desired.node.address, desired.node.router_mac
+        yield ops.CreateVxlan(namespace, names.VXLAN_L3, network.l3_vni, local, desired.mtu, mac, learning=False)
     if names.UPLINK not in state.links:
         yield ops.CreateJoin(namespace, names.join_interface(network.id), names.UPLINK, desired.mtu)
     bridge = state.links.get(names.BRIDGE)
@@ -227,6 +232,8 @@ def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     if not _up(state, names.UPLINK):
         yield ops.SetUp(None, names.join_interface(desired.network.id))
         yield ops.SetUp(namespace, names.UPLINK)
+    if _has_transit(desired) and not _up(state, names.VXLAN_L3):
+        yield ops.SetUp(namespace, names.VXLAN_L3)
     for version, gateway in ((4, desired.join.node_ipv4.ip), (6, desired.join.node_ipv6.ip)):
         if version not in state.default_routes:
             yield ops.AddDefaultRoute(namespace, names.UPLINK, gateway)
@@ -292,6 +299,41 @@ def _floods(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     for vtep in state.floods:
         if vtep not in desired.peers:
             yield ops.RemoveFlood(namespace, names.VXLAN_L2, vtep)
+
+
+def _has_transit(desired: NodeNetwork) -> bool:
+    """Whether the network's router of this node meets the other ones: once the node has its number."""
+    return desired.network.routed and bool(desired.node.transit)
+
+
+def _routers(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    """``rt0``: the transit addresses of this router, and the way to the others. Nothing is asked or learned there."""
+    if not _has_transit(desired):
+        return
+    namespace = desired.network.namespace
+    link = state.links.get(names.VXLAN_L3)
+    have = link.addresses if link else frozenset()
+    stale = have - set(desired.node.transit)
+    # First, for the kernel takes the other addresses of the subnet along with its first, and the neighbours with both.
+    for address in sorted(stale, key=str):
+        yield ops.RemoveAddress(namespace, names.VXLAN_L3, address)
+    for address in desired.node.transit:
+        if address not in have or stale:
+            yield ops.AddAddress(namespace, names.VXLAN_L3, address)
+    neighbours = {item.ip: router.router_mac for router in desired.routers for item in router.transit}
+    tunnels = {router.router_mac: router.address for router in desired.routers if router.transit}
+    for mac, vtep in tunnels.items():
+        if state.tunnels.get(mac) != vtep:
+            yield ops.SetTunnel(namespace, names.VXLAN_L3, mac, vtep)
+    for next_hop, mac in neighbours.items():
+        if state.routers.get(next_hop) != mac or stale:
+            yield ops.SetNeighbour(namespace, names.VXLAN_L3, next_hop, mac)
+    for next_hop in state.routers:
+        if next_hop not in neighbours:
+            yield ops.RemoveNeighbour(namespace, names.VXLAN_L3, next_hop)
+    for mac, vtep in state.tunnels.items():
+        if mac not in tunnels:
+            yield ops.RemoveTunnel(namespace, names.VXLAN_L3, mac, vtep)
 
 
 def _up(state: NetworkState, name: InterfaceName) -> bool:

@@ -46,7 +46,7 @@ def plan(
     wanted = {
         "vteps4": {str(item) for item in vteps if item.version == 4},
         "vteps6": {str(item) for item in vteps if item.version == 6},
-        "vnis": {str(number) for number in networks},
+        "vnis": {str(vni) for number in networks for vni in (number, number | names.L3_VNI_BIT)},
     }
     present = {name: set(observed.sets.get(name, ())) if observed.prepared else set() for name in wanted}
     elements = firewall.node_elements_script(

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 
 
@@ -43,13 +43,18 @@ class CreateBridge:
 
 @dataclass(frozen=True, slots=True)
 class CreateVxlan:
-    """A VTEP made in the node's namespace, where its UDP socket stays, and moved into the network's."""
+    """A VTEP made in the node's namespace, where its UDP socket stays, and moved into the network's.
+
+    ``mac``: the kernel draws one when it is None. Without ``learning`` only written entries say where a MAC is.
+    """
 
     namespace: NamespaceName
     name: InterfaceName
     vni: int
     local: IPAddress
     mtu: int
+    mac: MacAddress | None = None
+    learning: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +117,40 @@ class AddAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveAddress:
+    """Fine when it is gone already."""
+
+    namespace: NamespaceName | None
+    interface: InterfaceName
+    address: IPInterface
+
+
+@dataclass(frozen=True, slots=True)
 class AddDefaultRoute:
     """Default route of one family."""
 
     namespace: NamespaceName
     interface: InterfaceName
+    gateway: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoute:
+    """Route to a network by way of another node's router, whatever route to it was there before."""
+
+    namespace: NamespaceName
+    interface: InterfaceName
+    destination: IPNetwork
+    gateway: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute:
+    """Fine when it is gone already."""
+
+    namespace: NamespaceName
+    interface: InterfaceName
+    destination: IPNetwork
     gateway: IPAddress
 
 
@@ -157,6 +191,26 @@ class RemoveFdb:
     interface: InterfaceName
     mac: MacAddress
     vtep: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetTunnel:
+    """Behind which VTEP a router's MAC is, on a VXLAN outside of any bridge. Only another such entry moves it."""
+
+    namespace: NamespaceName
+    interface: InterfaceName
+    mac: MacAddress
+    vtep: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTunnel:
+    """Fine when it is gone already."""
+
+    namespace: NamespaceName
+    interface: InterfaceName
+    mac: MacAddress
+    vtep: IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +266,16 @@ Op = (
     | SetUp
     | DeleteLink
     | AddAddress
+    | RemoveAddress
     | AddDefaultRoute
+    | SetRoute
+    | RemoveRoute
     | SetNeighbour
     | RemoveNeighbour
     | SetFdb
     | RemoveFdb
+    | SetTunnel
+    | RemoveTunnel
     | AddFlood
     | RemoveFlood
     | LoadFirewall

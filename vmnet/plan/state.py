@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
 
-from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 
 
@@ -42,6 +42,12 @@ class NetworkState:
     links: Mapping[InterfaceName, LinkState] = field(default_factory=dict)
     neighbours: Mapping[IPAddress, MacAddress] = field(default_factory=dict)
     """Static neighbours of the bridge."""
+    routers: Mapping[IPAddress, MacAddress] = field(default_factory=dict)
+    """Static neighbours of ``rt0``."""
+    tunnels: Mapping[MacAddress, IPAddress] = field(default_factory=dict)
+    """FDB of ``rt0``: router MAC → VTEP."""
+    routes: Mapping[IPNetwork, IPAddress] = field(default_factory=dict)
+    """Routes over ``rt0`` with their next hops, without the connected ones."""
     fdb: frozenset[FdbEntry] = frozenset()
     floods: frozenset[IPAddress] = frozenset()
     default_routes: frozenset[int] = frozenset()

@@ -120,3 +120,34 @@ def test_node_prefers_its_ipv4_internal_address() -> None:
     assert found is not None
     assert str(found.address) == "172.30.0.11"
     assert facts.node({"metadata": {"name": "n2"}}) is None
+
+
+def test_no_endpoint_has_the_mac_of_a_router() -> None:
+    found = pod("launcher")
+    entry = {**ENTRY, "mac_address": names.router_mac("n2").upper()}
+    found["metadata"]["annotations"][names.POD_NETWORKS_ANNOTATION] = json.dumps({"blue/happy": entry})
+    with pytest.raises(ValueError, match="is a router's"):
+        facts.endpoint(found, NETWORK)
+
+
+def api_node(**annotations: str) -> dict[str, Any]:
+    status = {"addresses": [{"type": "InternalIP", "address": "172.30.0.11"}]}
+    return {"metadata": {"name": "n1", "annotations": annotations}, "status": status}
+
+
+def test_a_node_has_its_number_and_its_parts() -> None:
+    parts = json.dumps({"green": ["203.203.1.0/24"], "blue": ["103.103.1.0/24", "fd20:0:0:1::/64"]})
+    found = facts.node(api_node(**{names.NODE_NUMBER_ANNOTATION: "3", names.NODE_SUBNETS_ANNOTATION: parts}))
+    assert found is not None
+    assert [str(address) for address in found.transit] == ["100.88.0.3/16", "fd97::3/64"]
+    assert [(name, [str(part) for part in held]) for name, held in found.subnets] == [
+        ("blue", ["103.103.1.0/24", "fd20:0:0:1::/64"]),
+        ("green", ["203.203.1.0/24"]),
+    ]
+
+
+def test_a_node_whose_annotations_are_spoiled_is_still_a_node() -> None:
+    found = facts.node(api_node(**{names.NODE_NUMBER_ANNOTATION: "x", names.NODE_SUBNETS_ANNOTATION: "{"}))
+    assert found is not None
+    assert found.transit == ()
+    assert found.subnets == ()

@@ -11,7 +11,7 @@ import pytest
 
 from vmnet.controller.cluster import WATCHED, Cluster
 from vmnet.controller.controller import Controller
-from vmnet.kube.api import CLAIMS, CUDNS, EVENTS, NADS, NAMESPACES, PODS, UDNS, VMIS, VMS, Object, Resource
+from vmnet.kube.api import CLAIMS, CUDNS, EVENTS, NADS, NAMESPACES, NODES, PODS, UDNS, VMIS, VMS, Object, Resource
 from vmnet.kube.fake import FakeKube
 from vmnet.kube.watch import ListWatch
 from vmnet.model import names
@@ -51,6 +51,15 @@ class World:
         if labelled:
             found[names.PRIMARY_NETWORK_LABEL] = ""
         return self.kube.seed(NAMESPACES, {"metadata": {"name": name, "labels": found}, "status": {"phase": "Active"}})
+
+    def node(self, name: str, number: int | str | None = None, **metadata: Any) -> Object:
+        annotations = {names.NODE_NUMBER_ANNOTATION: str(number)} if number is not None else {}
+        return self.kube.seed(NODES, {"metadata": {"name": name, "annotations": annotations, **metadata}})
+
+    def number(self, node: str) -> int | None:
+        found = self.kube.peek(NODES, node)
+        text = ((found or {}).get("metadata", {}).get("annotations") or {}).get(names.NODE_NUMBER_ANNOTATION)
+        return int(text) if text else None
 
     def cudn(self, name: str, *namespaces: str, uid: str | None = None, **layer2: Any) -> Object:
         block = {

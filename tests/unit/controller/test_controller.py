@@ -108,6 +108,7 @@ async def test_the_role_allows_what_the_controller_does_and_no_more(world: Any) 
     world.kube.fail = seen
     world.namespace("red")
     world.namespace("blue")
+    world.node("n1")
     world.pod("blue", "early")
     async with world.controller() as controller:
         await world.told("ErrorAllocatingPod", "waiting")

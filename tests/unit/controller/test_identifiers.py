@@ -1,6 +1,8 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vmnet.controller.identifiers import NetworkIds
+from vmnet.controller.identifiers import NetworkIds, Numbers
 from vmnet.model import names
 
 
@@ -35,3 +37,21 @@ def test_a_number_rests_until_all_have_had_a_turn(monkeypatch: pytest.MonkeyPatc
         ids.allocate("e")
     ids.release("c")
     assert ids.allocate("e") == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([None, "release", 1, 2, 3, 4]))))
+def test_no_number_has_two_owners(steps: list[tuple[str, object]]) -> None:
+    numbers = Numbers(6, "node")
+    for owner, what in steps:
+        if what is None:
+            given_number = numbers.allocate(owner)
+            assert numbers.get(owner) == given_number
+        elif what == "release":
+            numbers.release(owner)
+            assert numbers.get(owner) is None
+        elif isinstance(what, int):
+            holder = numbers.adopt(owner, what)
+            assert (numbers.get(owner) == what) is (holder is None)
+        held = [number for number in map(numbers.get, "abcdef") if number is not None]
+        assert len(set(held)) == len(held)
+        assert all(1 <= number <= 6 for number in held)

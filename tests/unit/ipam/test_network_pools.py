@@ -8,6 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from vmnet.ipam.errors import AddressConflict, ConflictKind, Exhausted, OutOfRange, WrongFamily
 from vmnet.ipam.network_pools import INFRASTRUCTURE, Allocation, NetworkPools
+from vmnet.model import names
 from vmnet.model.addresses import mac_for, parse_mac
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network
@@ -197,3 +198,14 @@ TestAgainstAModel = Against.TestCase
 TestAgainstAModel.settings = settings(
     max_examples=40, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_no_workload_gets_the_mac_of_a_router() -> None:
+    made = pools("192.168.0.0/16")
+    for attempt in (
+        lambda: made.allocate("a", names.router_mac("n1")),
+        lambda: made.reserve("a", [ip_address("192.168.0.50")], names.router_mac("n1")),
+    ):
+        with pytest.raises(AddressConflict, match="the nodes' routers"):
+            attempt()
+    assert made.used(4) == 0

@@ -23,11 +23,19 @@ def test_fdb_entries_do_not_age_and_can_be_moved() -> None:
 
 
 def test_the_vtep_is_made_in_the_node_and_moved() -> None:
-    steps = commands.render(ops.CreateVxlan(NAMESPACE, InterfaceName("vx0"), 7, ip_address("172.30.0.11"), 1450))
-    assert all(isinstance(step, Step) and step.netns is None for step in steps)
-    assert lines(ops.CreateVxlan(NAMESPACE, InterfaceName("vx0"), 7, ip_address("172.30.0.11"), 1450))[-1].endswith(
-        "netns /run/netns/vmnet-7 name vx0"
-    )
+    op = ops.CreateVxlan(NAMESPACE, InterfaceName("vx0"), 7, ip_address("172.30.0.11"), 1450)
+    steps = commands.render(op)
+    assert [step.netns for step in steps if isinstance(step, Step)] == [None, None, "/run/netns/vmnet-7"]
+    made, moved, inside = lines(op)[1:]
+    assert made.endswith("id 7 local 172.30.0.11 dstport 4789 learning")
+    assert moved.endswith("netns /run/netns/vmnet-7 name vx0")
+    assert inside == "link set dev vx0 addrgenmode none"
+
+
+def test_a_neighbour_that_is_not_there_does_not_end_a_batch() -> None:
+    made, deleted = lines(ops.RemoveNeighbour(NAMESPACE, InterfaceName("br0"), ip_address("192.168.0.5")))
+    assert made.startswith("neigh replace 192.168.0.5 ")
+    assert deleted == "neigh del 192.168.0.5 dev br0"
 
 
 def test_steps_of_one_program_and_namespace_go_together() -> None:

@@ -4,14 +4,14 @@ from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, MacAddress, NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Role
 from vmnet.plan import firewall, node, ops
 from vmnet.plan import network as planner
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import FdbEntry, LinkState, NetworkState, NodeState
 
 NETWORK = Network(name="n", id=NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd20::/64")))
-HERE, THERE = Node("n1", ip_address("172.30.0.11")), Node("n2", ip_address("172.30.0.12"))
+HERE, THERE = Node("n1", ip_address("172.30.0.11"), 1), Node("n2", ip_address("172.30.0.12"), 2)
 
 
 def endpoint(host: int, where: str) -> Endpoint:
@@ -33,6 +33,7 @@ DESIRED = NodeNetwork(
     ports=(LocalPort(LOCAL),),
     remotes=(RemoteEndpoint(REMOTE, THERE.address),),
     peers=(THERE.address,),
+    routers=(THERE,),
 )
 POD = PodInterface("/run/netns/pod", "container")
 
@@ -49,6 +50,7 @@ def rendered() -> NetworkState:
     links = (
         link("br0", "bridge", "192.168.0.1/16", "fd20::1/64", "fe80::1/64"),
         link("vx0", "vxlan", master="br0"),
+        link("rt0", "vxlan", "100.88.0.1/16", "fd97::1/64"),
         link("up0", "veth", str(join.network_ipv4), str(join.network_ipv6)),
         link(LOCAL.port, "veth", master="br0"),
     )
@@ -63,6 +65,8 @@ def rendered() -> NetworkState:
             }
         ),
         floods=frozenset({THERE.address}),
+        routers={address.ip: THERE.router_mac for address in THERE.transit},
+        tunnels={THERE.router_mac: THERE.address},
         default_routes=frozenset({4, 6}),
         chains=frozenset({"port_in", "port_out", "vx_in", "vx_out", *firewall.chains_of(LOCAL.port)}),
     )
@@ -147,3 +151,53 @@ def test_a_port_that_lost_its_chains_is_bound_again() -> None:
     assert planner.plan(DESIRED, state) == (
         ops.LoadFirewall(NETWORK.namespace, firewall.port_script(LocalPort(LOCAL))),
     )
+
+
+def over_rt0(found: tuple[ops.Op, ...]) -> tuple[ops.Op, ...]:
+    return tuple(op for op in found if names.VXLAN_L3 in (getattr(op, "interface", ""), getattr(op, "name", "")))
+
+
+def test_routers_meet_by_static_entries_alone() -> None:
+    found = over_rt0(planner.plan(replace(DESIRED, ports=()), None))
+    create = found[0]
+    assert isinstance(create, ops.CreateVxlan)
+    assert (create.vni, create.mac, create.learning) == (NETWORK.l3_vni, HERE.router_mac, False)
+    # Entries vanish when a device goes down, so they come after it is up; and it is no port of the bridge.
+    assert found[1:] == (
+        ops.SetUp(NETWORK.namespace, names.VXLAN_L3),
+        *(ops.AddAddress(NETWORK.namespace, names.VXLAN_L3, address) for address in HERE.transit),
+        ops.SetTunnel(NETWORK.namespace, names.VXLAN_L3, THERE.router_mac, THERE.address),
+        *(ops.SetNeighbour(NETWORK.namespace, names.VXLAN_L3, a.ip, THERE.router_mac) for a in THERE.transit),
+    )
+
+
+def test_there_is_no_router_to_router_segment_without_need_or_number() -> None:
+    for desired in (
+        replace(DESIRED, node=replace(HERE, number=None)),
+        replace(DESIRED, network=replace(NETWORK, role=Role.SECONDARY)),
+    ):
+        assert over_rt0(planner.plan(desired, None)) == ()
+
+
+def test_a_router_that_has_another_place_is_followed() -> None:
+    moved = replace(THERE, address=ip_address("172.30.0.22"), number=9)
+    found = planner.plan(replace(DESIRED, routers=(moved,)), rendered())
+    assert ops.SetTunnel(NETWORK.namespace, names.VXLAN_L3, THERE.router_mac, moved.address) in found
+    assert {op.address for op in found if isinstance(op, ops.SetNeighbour)} == {item.ip for item in moved.transit}
+    assert {op.address for op in found if isinstance(op, ops.RemoveNeighbour)} == {item.ip for item in THERE.transit}
+    assert len(found) == 5
+
+
+def test_a_router_that_left_is_forgotten() -> None:
+    found = planner.plan(replace(DESIRED, routers=()), rendered())
+    assert set(found) == {
+        *(ops.RemoveNeighbour(NETWORK.namespace, names.VXLAN_L3, item.ip) for item in THERE.transit),
+        ops.RemoveTunnel(NETWORK.namespace, names.VXLAN_L3, THERE.router_mac, THERE.address),
+    }
+
+
+def test_a_node_that_got_another_number_has_its_addresses_alone() -> None:
+    node_of_another_number = replace(HERE, number=5)
+    found = planner.plan(replace(DESIRED, node=node_of_another_number), rendered())
+    assert [op.address for op in found if isinstance(op, ops.AddAddress)] == list(node_of_another_number.transit)
+    assert [op.address for op in found if isinstance(op, ops.RemoveAddress)] == list(HERE.transit)

@@ -31,18 +31,22 @@ def loaded(found: tuple[ops.Op, ...]) -> str:
 
 def test_only_other_nodes_speak_for_the_networks_of_this_one() -> None:
     script = loaded(node.plan(NodeState(), vteps=OTHERS, networks={ONE}))
-    for line in ("vteps4 { 172.30.0.12 }", "vteps6 { fd00:30::13 }", "vnis { 1 }"):
+    for line in ("vteps4 { 172.30.0.12 }", "vteps6 { fd00:30::13 }", "vnis { 1, 8388609 }"):
         assert f"add element inet vmnet {line}" in script
     # A tenant's datagrams leave with this node's own address, so they are stopped before they leave.
     assert "udp dport 4789 ip daddr @vteps4 drop" in script
 
 
 def test_the_sets_follow_the_nodes_and_networks() -> None:
-    sets = {"vteps4": frozenset({"172.30.0.12"}), "vteps6": frozenset({"fd00:30::13"}), "vnis": frozenset({"1"})}
+    sets = {
+        "vteps4": frozenset({"172.30.0.12"}),
+        "vteps6": frozenset({"fd00:30::13"}),
+        "vnis": frozenset({"1", "8388609"}),
+    }
     state = NodeState(prepared=True, sets=sets)
     assert node.plan(state, vteps=OTHERS, networks={ONE}) == ()
     assert loaded(node.plan(state, vteps=OTHERS[1:], networks={ONE, TWO})) == (
-        "add element inet vmnet vnis { 2 }\ndelete element inet vmnet vteps4 { 172.30.0.12 }\n"
+        "add element inet vmnet vnis { 2, 8388610 }\ndelete element inet vmnet vteps4 { 172.30.0.12 }\n"
     )
 
 
