@@ -122,6 +122,7 @@ FORGED = {
     "RARP of another": f"Ether(src='0a:58:c0:a8:00:0c',{EVERYONE},type=0x8035)/ARP(op=3)",
     "VLAN tag": f"Ether(src=own,{EVERYONE})/Dot1Q(vlan=5)/IP(src='192.168.0.11',dst='192.168.0.12')/ICMP()",
 }
+POD_FORGED = {"RARP": f"Ether(src=own,{EVERYONE},type=0x8035)/ARP(op=3,hwsrc=own,hwdst=own)"}
 HONEST = f"Ether(src=own,{EVERYONE})/IP(src='192.168.0.11',dst='192.168.0.12')/UDP(sport=9,dport=4242)"
 
 LISTEN = """
@@ -139,8 +140,10 @@ print(sorted(seen))
 """
 
 
-async def test_forged_frames_arrive_nowhere(fabric: Fabric) -> None:
-    await fabric.render(7, PODS)
+@pytest.mark.parametrize(("sender", "more"), [("a", {}), ("pod", POD_FORGED)])
+async def test_forged_frames_arrive_nowhere(fabric: Fabric, sender: str, more: dict[str, str]) -> None:
+    """A machine's port has more rules than a pod's."""
+    await fabric.render(7, [[11, "n1", sender], *PODS[1:]])
     listeners = []
     for node, namespace in (("n1", "c-7"), ("n2", "b-7")):
         name = f"listen-{namespace}"
@@ -149,9 +152,9 @@ async def test_forged_frames_arrive_nowhere(fabric: Fabric) -> None:
             while "ready" not in log.read_text():
                 await asyncio.sleep(0.05)
         listeners.append((name, log))
-    forged = ", ".join(f"{frame}/Raw(b'FORGED{name};' + bytes(40))" for name, frame in FORGED.items())
+    forged = ", ".join(f"{frame}/Raw(b'FORGED{name};' + bytes(40))" for name, frame in (FORGED | more).items())
     # The honest frame comes last, by the same queues: when it is there, what was forged is not still under way.
-    await fabric.send("n1", "a-7", f"[{forged}, {HONEST}/Raw(b'HONEST' + bytes(40))]")
+    await fabric.send("n1", f"{sender}-7", f"[{forged}, {HONEST}/Raw(b'HONEST' + bytes(40))]")
     for name, log in listeners:
         assert await fabric.lab.wait(name, timeout=60) == 0
         assert log.read_text().splitlines()[-1] == "[]"

@@ -26,30 +26,57 @@ _SETS: Final = """\
   set target6 { typeof iifname . @th,64,128; }
 """
 
-# A port's frames. 0x8035 is reverse ARP (RFC 903): what QEMU says for a guest that has just resumed.
+# A port's frames. 0x8035 is reverse ARP (RFC 903): what QEMU says for a guest that has just resumed. Only a machine's
+# port has the gate before the bindings (``port_in``, ``port_out``): a pod never moves, and look-ups cost every packet.
 _PORT: Final = """\
+  chain bound4 {
+    ip protocol tcp accept
+    udp sport 67 drop
+    accept
+  }
+  chain bound6 {
+    ip6 nexthdr tcp accept
+    udp sport 547 drop
+    icmpv6 type { nd-router-advert, nd-redirect } drop
+    icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @target6 drop
+    accept
+  }
+  chain source4 {
+    iifname . ether saddr . ip saddr @bind4 goto bound4
+    ip saddr 0.0.0.0 udp dport 67 iifname . ether saddr @bind accept
+    drop
+  }
+  chain source6 {
+    iifname . ether saddr . ip6 saddr @bind6 goto bound6
+    iifname . ether saddr != @bind drop
+    ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
+    drop
+  }
+  chain source_arp {
+    iifname . ether saddr != @bind drop
+    iifname . arp saddr ether . arp saddr ip @bind4 accept
+    arp saddr ip 0.0.0.0 iifname . arp saddr ether @bind accept
+    drop
+  }
+  chain source {
+    ether type vmap { ip : goto source4, ip6 : goto source6, arp : goto source_arp }
+    drop
+  }
   chain port_in {
     iifname . ether saddr != @bind drop
     ether type 0x8035 iifname @standby add @open { iifname }
     ether type 0x8035 delete @moved { ether saddr } accept
     iifname @standby iifname != @open drop
     ether saddr @moved drop
-    udp sport { 67, 547 } drop
-    icmpv6 type { nd-router-advert, nd-redirect } drop
-    arp saddr ip 0.0.0.0 iifname . arp saddr ether @bind accept
-    ether type arp iifname . arp saddr ether . arp saddr ip != @bind4 drop
-    ip saddr 0.0.0.0 udp dport 67 accept
-    ether type ip iifname . ether saddr . ip saddr != @bind4 drop
-    ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
-    icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @target6 drop
-    ether type ip6 iifname . ether saddr . ip6 saddr != @bind6 drop
-    ether type { ip, ip6, arp } accept
-    drop
+    goto source
+  }
+  chain reflection {
+    ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 oifname . ether saddr @bind drop
   }
   chain port_out {
     oifname @standby oifname != @open drop
     ether daddr @moved drop
-    ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 oifname . ether saddr @bind drop
+    goto reflection
   }
 """
 
@@ -159,16 +186,17 @@ def port_script(port: LocalPort) -> str:
     """Bind a port and hang it into the common chains. Loaded before the port comes up: no frame passes unchecked."""
     name = port.endpoint.port
     ingress, egress = chains_of(name)
+    common = ("port_in", "port_out") if port.endpoint.machine is not None else ("source", "reflection")
     lines = [f"add element {TABLE} {set_name} {{ {elements} }}" for set_name, elements in _bindings(port.endpoint)]
     if port.state is PortState.STANDBY:
         lines.append(f'add element {TABLE} standby {{ "{name}" }}')
     lines += [
         f'add chain {TABLE} {ingress} {{ type filter hook ingress device "{name}" priority 0; policy accept; }}',
         f"flush chain {TABLE} {ingress}",
-        f"add rule {TABLE} {ingress} jump port_in",
+        f"add rule {TABLE} {ingress} jump {common[0]}",
         f'add chain {TABLE} {egress} {{ type filter hook egress device "{name}" priority 0; policy accept; }}',
         f"flush chain {TABLE} {egress}",
-        f"add rule {TABLE} {egress} jump port_out",
+        f"add rule {TABLE} {egress} jump {common[1]}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,8 @@
  *
  *   meter serve PORT                     UDP: echoes datagrams of 64 octets, counts those of 65; TCP: accepts and closes
  *   meter rtt HOST PORT COUNT            one 64-octet datagram at a time: round-trip times
- *   meter packets HOST PORT SECONDS      datagrams of 65 octets as fast as one core sends them; how many arrived
+ *   meter packets HOST PORT SECONDS      datagrams of 65 octets as fast as one core sends them; how many arrived,
+ *                                      and what each cost its sender (the path to the receiver runs in its context)
  *   meter connect HOST PORT COUNT        TCP connections, one after another: opened, closed by the server, read to the end
  *
  * IPv4 and IPv6. The result is one JSON object. Times are of CLOCK_MONOTONIC, in microseconds.
@@ -19,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -156,6 +158,8 @@ static int packets(const char *host, const char *port, double seconds) {
     int fd = open_socket(host, port, SOCK_DGRAM), index;
     char data[COUNT] = {0};
     uint64_t sent = 0, came;
+    struct rusage used;
+    double cpu;
     int64_t begun, end, finished;
     arrived(fd);
     begun = now_ns();
@@ -164,8 +168,10 @@ static int packets(const char *host, const char *port, double seconds) {
         for (index = 0; index < BURST; index++)
             sent += send(fd, data, sizeof data, 0) == sizeof data;
     came = arrived(fd);
-    printf("{\"sent\":%llu,\"arrived\":%llu,\"per_second\":%.0f}\n", (unsigned long long)sent, (unsigned long long)came,
-           (double)came / ((double)(finished - begun) / 1e9));
+    getrusage(RUSAGE_SELF, &used);
+    cpu = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1e6 + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+    printf("{\"sent\":%llu,\"arrived\":%llu,\"per_second\":%.0f,\"sender_cpu_us\":%.3f}\n", (unsigned long long)sent,
+           (unsigned long long)came, (double)came / ((double)(finished - begun) / 1e9), cpu / (double)(sent ? sent : 1));
     return 0;
 }
 
