@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
-COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "virt", "outside")
+COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
+CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"
 START_TIMEOUT: Final = 90.0
 
 
@@ -189,6 +190,9 @@ class Supervisor:
                 await self._until_nodes_are_ready()
             with self._progress.step("agents ready"):
                 await self._until_agents_are_ready()
+            if self._has_dns:
+                with self._progress.step("cluster DNS"):
+                    await self._start_dns()
         if "outside" not in self._without:
             await self._unless_failed(_until_outside_answers(), "the outside host")
 
@@ -312,6 +316,7 @@ class Supervisor:
             "vmnet.lab.kubelet",
             *node_words,
             *("--address", str(host.ipv4), "--address", str(host.ipv6)),
+            *(("--cluster-dns", str(topology.CLUSTER_DNS)) if self._has_dns else ()),
             *(word for subnet in topology.pod_subnets(host) for word in ("--pod-cidr", subnet)),
         )
         handler = python_module("vmnet.lab.virt", "handler", *node)
@@ -325,6 +330,16 @@ class Supervisor:
             ("proxy", Specification(f"proxy-{host.name}", host.name, python_module("vmnet.lab.proxy", *node_words))),
             ("virt", Specification(f"virt-handler-{host.name}", host.name, handler)),
         ]
+
+    @property
+    def _has_dns(self) -> bool:
+        """It is a Service with a pod, so it needs what makes these; an external cluster may have its own."""
+        return not self._external and not self._without & {"dns", "proxy", "kubelet", "controllers", "apiserver"}
+
+    async def _start_dns(self) -> None:
+        await self._kubectl("apply", "-f", str(CLUSTER_DNS))
+        rollout = ("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=60s")
+        await self._unless_failed(self._kubectl(*rollout, timeout=70), "the cluster DNS")
 
     async def _until_nodes_are_ready(self) -> None:
         if "kubelet" in self._without:

@@ -13,6 +13,7 @@ ENTRY_POINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pause": ("sleep", "infinity"),
     "agnhost": (sys.executable, "-m", "vmnet.lab.kubelet.agnhost"),
     "busybox": ("busybox", "sh"),
+    "cluster-dns": (sys.executable, "-m", "vmnet.lab.cluster_dns"),
     "iperf3": ("iperf3",),
 }
 DEFAULT_ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {"agnhost": ("pause",)}
