@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import aiohttp
 from aiohttp import web
@@ -40,6 +40,19 @@ def reply_to(message: bytes, peer: Sequence[object]) -> bytes:
         case "hostname":
             return socket.gethostname().encode()
     return b""
+
+
+def log(text: str) -> None:
+    """A line of the container's log."""
+    print(f"{datetime.now(UTC):%Y/%m/%d %H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+@web.middleware
+async def logged(request: web.Request, handler: Any) -> web.StreamResponse:
+    """One line for each request, as of the image."""
+    log(f"{request.method} {request.path_qs}")
+    response: web.StreamResponse = await handler(request)
+    return response
 
 
 async def clientip(request: web.Request) -> web.Response:
@@ -173,7 +186,7 @@ def _dual_stack(kind: int, port: int, protocol: int = 0) -> socket.socket:
 
 async def netexec(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     """Serve until ``stop``. Raises OSError: a port is taken, or the kernel has no SCTP."""
-    application = web.Application()
+    application = web.Application(middlewares=[logged])
     application.add_routes(
         [
             web.get("/", now),
@@ -192,11 +205,14 @@ async def netexec(arguments: argparse.Namespace, stop: asyncio.Event) -> None:
     if arguments.udp_port != -1:
         udp = _dual_stack(socket.SOCK_DGRAM, arguments.udp_port)
         await asyncio.get_running_loop().create_datagram_endpoint(UdpAnswers, sock=udp)
+        log(f"Started UDP server on port {arguments.udp_port}")
     if arguments.sctp_port != -1:
         sctp = _dual_stack(socket.SOCK_STREAM, arguments.sctp_port, IPPROTO_SCTP)
         await asyncio.start_server(_answer_messages, sock=sctp)
+        log(f"Started SCTP server on port {arguments.sctp_port}")
     if arguments.http_port != -1:
         await web.SockSite(runner, _dual_stack(socket.SOCK_STREAM, arguments.http_port)).start()
+        log(f"Started HTTP server on port {arguments.http_port}")
     await stop.wait()
     await runner.cleanup()
 

@@ -121,7 +121,9 @@ class KubeletServer:
         await socket.prepare(request)
         flags = {name: request.query.get(name) in ("true", "1") for name in ("stdin", "stdout", "stderr", "tty")}
         session = _Session(socket, flags)
-        status = await session.run([*worker.entering, *words], environment)
+        # The session begins inside the pod: a shell's job control needs process groups of the pod's own PID namespace.
+        terminal = ("setsid", "--ctty", "--wait") if flags["tty"] else ()
+        status = await session.run([*worker.entering, *terminal, *words], environment)
         await socket.send_bytes(bytes([ERROR]) + json.dumps(status).encode())
         await socket.close()
         return socket
@@ -172,7 +174,7 @@ class _Session:
         master, slave = pty.openpty()
         try:
             process = await asyncio.create_subprocess_exec(
-                *("setsid", "--ctty", "--wait", *argv),
+                *argv,
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,

@@ -1,15 +1,22 @@
-"""Services of the default network, as on any cluster: a lab without vmnet, real kubectl, real packets."""
+"""What any cluster has, without vmnet: services and names of the default network, exec and logs."""
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
 import secrets
+import signal
+import struct
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from vmnet.lab import kubectl
 from vmnet.lab.lab import Lab
 
 pytestmark = [
@@ -238,3 +245,128 @@ async def test_the_proxy_touches_its_own_tables_only_and_its_rules_outlive_it(la
 
 async def _succeeds(lab: Lab, url: str) -> bool:
     return (await fetch(lab, "client", url)) in ("web-1", "web-2")
+
+
+class Terminal:
+    """``kubectl`` on a terminal of its own."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._environment = {**os.environ, "KUBECONFIG": str(lab.kubeconfig)}
+        self._seen = b""
+
+    async def start(self, *words: str) -> None:
+        self._master, slave = pty.openpty()
+        os.set_blocking(self._master, False)
+        self.resize(40, 132)
+        self.process = await asyncio.create_subprocess_exec(
+            *("setsid", "--ctty", "--wait", str(kubectl.find()), *words),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=self._environment,
+        )
+        os.close(slave)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """The kernel tells the terminal's foreground processes by SIGWINCH."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    async def until(self, text: str, seconds: float = 60) -> str:
+        """Everything shown since the last call, once it contains ``text``."""
+
+        async def shown() -> str:
+            with suppress(OSError):  # nothing yet, or (EIO) kubectl has ended
+                self._seen += os.read(self._master, 65536)
+            return self._seen.decode(errors="replace") if text.encode() in self._seen else ""
+
+        try:
+            return str(await until(shown, f"the terminal shows {text!r}", seconds))
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self._seen!r}") from None
+        finally:
+            self._seen = b""
+
+    async def end(self) -> int:
+        async with asyncio.timeout(60):
+            status = await self.process.wait()
+        os.close(self._master)
+        return status
+
+
+async def test_exec_on_a_terminal_is_a_session_with_a_size_and_an_exit_code(lab: Lab) -> None:
+    terminal = Terminal(lab)
+    await terminal.start("exec", "-it", "client", "--", "sh")
+    await terminal.until("# ")
+    terminal.type("echo size $(stty size); tty\n")
+    assert "size 40 132" in await terminal.until("/dev/pts/")
+    terminal.resize(50, 100)
+
+    async def resized() -> bool:
+        terminal.type("echo size $(stty size) END\n")
+        return "size 50 100" in await terminal.until(" END\r\n")
+
+    await until(resized, "the pod's terminal has the new size")
+    # Job control: Ctrl-C ends the foreground job and not the shell.
+    terminal.type("sleep 1000; echo after\n")
+    terminal.type(chr(3))
+    await terminal.until("# ")
+    terminal.type("hostname; exit 3\n")
+    assert "client" in await terminal.until("command terminated with exit code 3")
+    assert await terminal.end() == 3
+
+
+async def test_exec_on_a_terminal_ends_in_the_pod_when_the_client_goes(lab: Lab) -> None:
+    terminal = Terminal(lab)
+    await terminal.start("exec", "-it", "client", "--", "sh", "-c", "echo begun; exec sleep 4711")
+    await terminal.until("begun")
+    count = ("exec", "client", "--", "sh", "-c", "pgrep -fx 'sleep 4711' | wc -l")
+    assert (await lab.kubectl(*count)).strip() == "1"
+    terminal.process.send_signal(signal.SIGKILL)
+    await terminal.end()
+    # ``setsid --wait`` is what was killed: kubectl follows when its terminal is gone.
+
+    async def ended() -> bool:
+        return (await lab.kubectl(*count)).strip() == "0"
+
+    await until(ended, "the process in the pod has ended")
+
+
+async def test_exec_without_a_terminal_keeps_streams_apart_and_whole(lab: Lab) -> None:
+    async def execute(*words: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        process = await asyncio.create_subprocess_exec(
+            *(str(kubectl.find()), "exec", *(("-i",) if stdin else ()), "client", "--", *words),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "KUBECONFIG": str(lab.kubeconfig)},
+        )
+        output, errors = await asyncio.wait_for(process.communicate(stdin), 60)
+        return process.returncode or 0, output, errors
+
+    status, output, errors = await execute("sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (status, output) == (7, b"out\n")
+    assert errors.splitlines()[0] == b"err"
+    data = os.urandom(3_000_000)
+    assert await execute("cat", stdin=data) == (0, data, b"")
+    assert (await execute("no-such-program"))[0] == 127
+    assert (await execute("ping", "-c", "1", "-W", "5", "172.30.0.100"))[0] == 0
+
+
+async def test_logs_can_be_followed_to_the_end(lab: Lab) -> None:
+    await lab.kubectl(
+        *("run", "counts", "--image=busybox", "--restart=Never", "--command", "--"),
+        *("sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.5; done"),
+    )
+    await lab.kubectl("wait", "--for=jsonpath={.status.containerStatuses}", "pod/counts", "--timeout=60s")
+    await until(lambda: _started(lab, "counts"), "the container runs")
+    assert await lab.kubectl("logs", "-f", "counts") == "1\n2\n3\n"
+    assert await lab.kubectl("logs", "--tail=1", "counts") == "3\n"
+    assert "Started HTTP server on port 8080" in await lab.kubectl("logs", "web-1")
+
+
+async def _started(lab: Lab, name: str) -> bool:
+    state = await lab.kubectl("get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].state}")
+    return "running" in state or "terminated" in state
