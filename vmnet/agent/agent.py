@@ -25,6 +25,8 @@ from vmnet.runtime.tasks import TaskScope
 
 log = logging.getLogger(__name__)
 
+SETTLE_SECONDS: Final = 2.0
+"""After this long a network that a pod has joined is looked at: not while others may join, they would wait for it."""
 RESYNC_SECONDS: Final = 300.0
 """Every network is looked at again this often: what somebody changed by hand heals without an event."""
 
@@ -64,6 +66,7 @@ class Agent:
             (AddressService(self._guests), NameService(self._responders)),
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
+            on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
         self._attachments = Attachments(kube, self._cluster, self._networks, self._cut_overs, self._adopted)

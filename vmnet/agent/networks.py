@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vmnet.agent.cluster import Cluster
@@ -80,6 +80,7 @@ class Networks:
         services: tuple[NetworkService, ...],
         on_detached: Callable[[Endpoint], None],
         sources: tuple[TableSource, ...] = (),
+        on_attached: Callable[[str], None] = lambda network: None,
     ) -> None:
         self.node_name = node_name
         self._kernel = kernel
@@ -93,6 +94,7 @@ class Networks:
         self._ports: dict[InterfaceName, Endpoint] = {}
         self._mtus: dict[NetworkId, int] = {}
         self._sources = sources
+        self._on_attached = on_attached
         self._desires: dict[str, NodeNetwork] = {}
         self._held: dict[NamespaceName | None, dict[str, Table]] = {}
         """Tables that the kernel holds because this process loaded them, or found their digest."""
@@ -200,6 +202,8 @@ class Networks:
         """
         async with self._lock(network.name):
             port = LocalPort(endpoint, state)
+            if await self._attach_known(network, port, pod):
+                return self._mtus[network.id]
             observed = await self._kernel.observe_network(network.namespace)
             if observed is None:
                 observed = NetworkState(network.namespace)
@@ -218,6 +222,44 @@ class Networks:
                 await asyncio.shield(self._undo(network, endpoint.port))
                 raise
             return desired.mtu
+
+    async def _attach_known(self, network: Network, port: LocalPort, pod: PodInterface) -> bool:
+        """The short way, for a pod that is new to a network which this process has rendered: no look at the kernel.
+
+        False when it is not that, or when the kernel turned out to be otherwise: then the long way is to be taken.
+        What neither way does (the bridge's entry of the new port) the network's next look does, soon.
+        """
+        known, endpoint, namespace = self._desires.get(network.name), port.endpoint, network.namespace
+        held = self._held.get(namespace)
+        new = endpoint.port not in self._ports and port.state is PortState.ACTIVE and endpoint.machine is None
+        if known is None or held is None or not new or self._rendered.get(network.name) != network:
+            return False
+        desired = replace(known, ports=(*known.ports, port))
+        await self._bring_node_tables()
+        self._ports[endpoint.port] = endpoint
+        tables, digests = self._tables(desired), {identity: table.digest for identity, table in held.items()}
+        found = (
+            *network_plan.introduce(namespace, endpoint),
+            *network_plan.attach(
+                desired,
+                port,
+                pod,
+                NetworkState(namespace),
+                network_plan.load_tables(namespace, digests, tables, held),
+            ),
+        )
+        try:
+            await self._load(namespace, tables, found)
+        except KernelError as error:
+            log.info("network %s is not as it was left, it is looked at again: %s", network.name, error)
+            await self._undo(network, endpoint.port)
+            return False
+        except asyncio.CancelledError:
+            await asyncio.shield(self._undo(network, endpoint.port))
+            raise
+        self._desires[network.name] = desired
+        self._on_attached(network.name)
+        return True
 
     async def detach(self, container: str) -> None:
         """Remove what a container had, by its mark on the link. Raises KernelError."""

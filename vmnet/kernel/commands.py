@@ -213,36 +213,37 @@ def render(op: Op) -> tuple[Step | Call, ...]:
 
 def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     sysctls = tuple((f"net/ipv6/conf/{op.interface}/{key}", "0") for key in ("accept_ra", "accept_dad", "autoconf"))
+    up = [f"link set dev {op.interface} up"]
+    up += [
+        f"addr replace {address} dev {op.interface}{' nodad' if address.version == 6 else ''}"
+        for address in op.addresses
+    ]
+    stale: list[str] = []
+    rules: dict[int, list[str]] = {4: [], 6: []}
+    for version, everything in ((4, "0.0.0.0/0"), (6, "::/0")):
+        gateway = next((item for item in op.gateways if item.version == version), None)
+        stale.append(f"route del {everything} dev {op.default_interface}")
+        for address, via in op.default_addresses:
+            if address.version != version:
+                continue
+            rules[version].append(f"from {address.ip} lookup {POD_TABLE}")
+            if via is not None:
+                up.append(f"route replace {everything} via {via} dev {op.default_interface} table {POD_TABLE}")
+        if gateway is not None:
+            up.append(f"route replace {everything} via {gateway} dev {op.interface}")
+    # A repeated ADD meets what the first one left: neither may stay behind, and rules would pile up.
+    stale += [f"rule del {rule}" for rule in rules[4]]
+    up += [f"rule add {rule}" for rule in rules[4]]
+    plain, inet6 = ("ip", "-batch", "-"), ("ip", "-6", "-batch", "-")
     steps: list[Step | Call] = [
         Call(op.netns, partial(_write_sysctls, sysctls)),
-        Step(
-            ("ip", "-batch", "-"),
-            op.netns,
-            (
-                f"link set dev {op.interface} up",
-                *(
-                    f"addr replace {address} dev {op.interface}{' nodad' if address.version == 6 else ''}"
-                    for address in op.addresses
-                ),
-            ),
-        ),
+        Step(plain, op.netns, tuple(stale), tolerant=True),
+        Step(plain, op.netns, tuple(up)),
     ]
-    for version in (4, 6):
-        mine = [item for item in op.default_addresses if item[0].version == version]
-        gateway = next((item for item in op.gateways if item.version == version), None)
-        program = ("ip", f"-{version}", "-batch", "-")
-        # A repeated ADD meets what the first one left: neither may stay behind, and rules would pile up.
-        stale = [f"rule del from {address.ip} lookup {POD_TABLE}" for address, _ in mine]
-        steps.append(Step(program, op.netns, (f"route del default dev {op.default_interface}", *stale), tolerant=True))
-        lines = []
-        for address, via in mine:
-            lines.append(f"rule add from {address.ip} lookup {POD_TABLE}")
-            if via is not None:
-                lines.append(f"route replace default via {via} dev {op.default_interface} table {POD_TABLE}")
-        if gateway is not None:
-            lines.append(f"route replace default via {gateway} dev {op.interface}")
-        if lines:
-            steps.append(Step(program, op.netns, tuple(lines)))
+    if rules[6]:
+        # Unlike routes, rules do not tell their family by their addresses.
+        steps.append(Step(inet6, op.netns, tuple(f"rule del {rule}" for rule in rules[6]), tolerant=True))
+        steps.append(Step(inet6, op.netns, tuple(f"rule add {rule}" for rule in rules[6])))
     return tuple(steps)
 
 

@@ -108,8 +108,12 @@ def attach(
     port: LocalPort,
     pod: PodInterface,
     observed: NetworkState,
+    tables: Iterable[Op] = (),
 ) -> tuple[Op, ...]:
-    """Operations that give a pod its interface on a rendered network; the port comes up last."""
+    """Operations that give a pod its interface on a rendered network; the port comes up last.
+
+    ``tables``: what ``load_tables`` found for it; loaded with the port's own rules, in one transaction.
+    """
     endpoint, namespace = port.endpoint, desired.network.namespace
     found: list[Op] = []
     existing = observed.links.get(endpoint.port)
@@ -127,6 +131,7 @@ def attach(
             desired.mtu,
             pod.container,
         ),
+        *tables,
         ops.LoadFirewall(namespace, firewall.port_script(port)),
         *_not_moved(namespace, port, observed),
         ops.AttachToBridge(namespace, endpoint.port, names.BRIDGE),
@@ -144,6 +149,11 @@ def attach(
         ),
     ]
     return tuple(found)
+
+
+def introduce(namespace: NamespaceName, endpoint: Endpoint) -> tuple[Op, ...]:
+    """The network's neighbours for an endpoint: the node must never ask for it from the anycast address."""
+    return tuple(ops.SetNeighbour(namespace, names.BRIDGE, address, endpoint.mac) for address in endpoint.all_addresses)
 
 
 def detach(namespace: NamespaceName, port: InterfaceName, observed: NetworkState) -> tuple[Op, ...]:

@@ -66,8 +66,10 @@ def test_replies_of_eth0_leave_by_eth0() -> None:
     )
     found = lines(op)
     assert "rule add from 10.244.1.2 lookup 100" in found
-    assert "route replace default via 10.244.1.1 dev eth0 table 100" in found
-    assert found.index("route del default dev eth0") < found.index("route replace default via 192.168.0.1 dev ovn-udn1")
+    assert "route replace 0.0.0.0/0 via 10.244.1.1 dev eth0 table 100" in found
+    assert found.index("route del 0.0.0.0/0 dev eth0") < found.index(
+        "route replace 0.0.0.0/0 via 192.168.0.1 dev ovn-udn1"
+    )
 
 
 def test_what_the_programs_say_is_told_apart() -> None:
