@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.model import names
-from vmnet.model.addresses import mac_for
+from vmnet.model.addresses import IPNetwork, mac_for
 from vmnet.model.endpoint import (
     Endpoint,
     LocalPort,
@@ -21,7 +21,7 @@ from vmnet.model.endpoint import (
     RemoteEndpoint,
 )
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Topology
 from vmnet.plan import firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
@@ -120,6 +120,16 @@ async def _routers(kernel: Kernel, desired: NodeNetwork) -> None:
     for node, routers in ((HERE, (THERE, FURTHER)), (HERE, (elsewhere,)), (replace(HERE, number=7), ()), (HERE, ())):
         await bring(replace(desired, node=node, routers=routers))
     await bring(desired)
+    state = await kernel.observe_network(namespace)
+    assert state is not None
+    refused = ops.SetRoute(namespace, names.VXLAN_L3, ip_network("10.1.0.0/16"), None)
+    await kernel.apply((refused,))
+    await kernel.apply((refused,))
+    state = await kernel.observe_network(namespace)
+    assert state is not None
+    assert state.routes == {refused.destination: None}
+    for _ in range(2):
+        await kernel.apply((ops.RemoveRoute(namespace, names.VXLAN_L3, refused.destination, None),))
     parts = (ip_network("10.1.2.0/24"), ip_network("10.1.3.4/32"), ip_network("fd20:0:0:7::/64"))
     routes = {part: THERE.transit[0 if part.version == 4 else 1].ip for part in parts}
     await kernel.apply([ops.SetRoute(namespace, names.VXLAN_L3, part, hop) for part, hop in routes.items()])
@@ -139,6 +149,50 @@ async def _routers(kernel: Kernel, desired: NodeNetwork) -> None:
         assert state.routes == {}
         assert state.default_routes == {4, 6}
     await bring(desired)
+
+
+async def _layer3(kernel: Kernel) -> None:
+    """A segment on each node and routes between them; the routers' numbers and parts change."""
+    network = Network(
+        name="routed",
+        id=NetworkId(9),
+        topology=Topology.LAYER3,
+        subnets=(ip_network("103.103.0.0/16"), ip_network("fd20:1::/48")),
+        host_prefixes=(24, 64),
+    )
+
+    def parts(number: int) -> tuple[IPNetwork, ...]:
+        return ip_network(f"103.103.{number}.0/24"), ip_network(f"fd20:1:0:{number}::/64")
+
+    def having(node: Node, number: int) -> Node:
+        return replace(node, subnets=(("routed", parts(number)),))
+
+    join = node_planner.allocate_join(await kernel.observe_node(), network.id)
+    desired = NodeNetwork(network=network.at(parts(1)), node=HERE, mtu=1450, join=join)
+    states = (
+        desired,
+        replace(desired, routers=(having(THERE, 2), having(FURTHER, 3))),
+        replace(desired, routers=(having(THERE, 4),)),
+        replace(desired, node=replace(HERE, number=8), routers=(having(THERE, 4),)),
+        replace(desired, network=network.at(parts(7)), routers=(having(THERE, 4), having(FURTHER, 1))),
+        replace(desired, network=network),
+    )
+    for wanted in states:
+        await kernel.apply(planner.plan(wanted, await kernel.observe_network(network.namespace)))
+        state = await kernel.observe_network(network.namespace)
+        assert planner.plan(wanted, state) == ()
+        assert state is not None
+        assert names.VXLAN_L2 not in state.links
+        assert state.routes == dict.fromkeys(network.subnets) | {
+            part: hop.ip
+            for router in wanted.routers
+            for (_, held) in router.subnets
+            for part in held
+            for hop in router.transit
+            if hop.version == part.version
+        }
+    await kernel.apply(planner.remove(network.id))
+    assert await kernel.observe_network(network.namespace) is None
 
 
 async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> None:
@@ -185,6 +239,8 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert state.links[names.VXLAN_L3].master is None
     assert set(HERE.transit) <= state.links[names.VXLAN_L3].addresses
     await _routers(kernel, desired)
+
+    await _layer3(kernel)
 
     # Tables of their own, in the network's namespace and in the node's.
     for place in (namespace, None):

@@ -75,8 +75,10 @@ class Attachments:
         found = self._cluster.primary(pod.namespace)
         if found is None:
             raise CniError(Code.TRY_AGAIN_LATER, f"pod {key}: its network went away")
-        network = found.network
-        state = PortState.ACTIVE if self._cluster.is_live(endpoint) else PortState.STANDBY
+        network = found.network.around(endpoint.addresses)
+        # A machine on a Layer3 network does not move: each of its pods has addresses of its own.
+        live = self._cluster.is_live(endpoint) or not network.stretched
+        state = PortState.ACTIVE if live else PortState.STANDBY
         try:
             inside = PodInterface(
                 request.netns, request.container_id, _default_addresses(request.previous_result or {})

@@ -70,7 +70,7 @@ class CutOvers:
 
     async def stage(self, network: Network, mtu: int, endpoint: Endpoint, state: PortState) -> None:
         """Make ready for a machine's port: frames to announce it are built now, not at cut-over. Raises KernelError."""
-        if endpoint.machine is None:
+        if endpoint.machine is None or not network.stretched:
             return
         await self._announcer.prepare(network, mtu, endpoint)
         if state is PortState.ACTIVE or endpoint.port in self._staged:
@@ -126,7 +126,7 @@ class CutOvers:
             if endpoint is None or endpoint.node != self._networks.node_name:
                 continue
             found = self._cluster.primary(endpoint.pod.namespace)
-            if found is not None:
+            if found is not None and found.network.stretched:
                 await self._reconcile_port(found.network, endpoint)
 
     async def _reconcile_port(self, network: Network, endpoint: Endpoint) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from vmnet.agent.cluster import Cluster
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
+from vmnet.model.addresses import IPNetwork
 from vmnet.model.endpoint import Endpoint, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network
@@ -325,6 +326,8 @@ class Networks:
 
     async def close_moved(self, network: Network, endpoint: Endpoint) -> None:
         """The machine runs on another node: close its port here and send its frames there. Raises KernelError."""
+        if not network.stretched:
+            return  # a machine's address stays with its node, and so does the machine
         found: list[ops.Op] = [ops.LoadFirewall(network.namespace, firewall.moved_script(endpoint.mac))]
         for other in self._cluster.live_endpoints(network.name):
             node = self._cluster.node(other.node)
@@ -344,14 +347,27 @@ class Networks:
         found = self._cluster.attachment_of(name)
         return found.network if found else None
 
+    def _parts(self, network: Network, node: Node, joining: LocalPort | None) -> tuple[IPNetwork, ...]:
+        """This node's part of a Layer3 network. The pod's allocation tells it, should the watch of Nodes be behind."""
+        written = dict(node.subnets).get(network.name, ())
+        if written or network.stretched:
+            return written
+        here = [joining.endpoint] if joining is not None else []
+        here += [found for found in self._cluster.endpoints(network.name) if found.node == node.name]
+        return tuple(dict.fromkeys(item.network for endpoint in here for item in endpoint.addresses))
+
     async def _desired(self, network: Network, observed: NetworkState, joining: LocalPort | None = None) -> NodeNetwork:
         """What the API wants here: ports that exist (or join now) and whose pods live, everyone else, their nodes."""
         node = self.this_node()
         everywhere = self._cluster.endpoints(network.name)
+        network = network.at(self._parts(network, node, joining))
         present = {link.name for link in observed.ports()}
         # A port that has lost its rules, and its guest's key with them, is closed unless the API says it is here.
         ports = [
-            LocalPort(found, PortState.ACTIVE if self._cluster.is_live(found) else PortState.STANDBY)
+            LocalPort(
+                found,
+                PortState.ACTIVE if self._cluster.is_live(found) or not network.stretched else PortState.STANDBY,
+            )
             for found in everywhere
             if found.node == node.name and found.port in present
         ]
@@ -371,6 +387,12 @@ class Networks:
         if self._demanded(network.name):
             # What makes a network be here without an endpoint makes it be everywhere.
             hosts = {other for other in self._cluster.nodes() if other.name != node.name}
+        elif not network.stretched:
+            hosts |= {
+                other
+                for other in self._cluster.nodes()
+                if other.name != node.name and network.name in dict(other.subnets)
+            }
         routers = (other for other in hosts if network.routed and other.number is not None)
         async with self._numbering:
             state = await self._kernel.observe_node()

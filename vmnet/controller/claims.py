@@ -216,7 +216,8 @@ class ClaimReconciler:
             return
         name = (claim.get("spec") or {}).get("network")
         attachment = next(iter(self._cluster.attachments(objects.namespace_of(claim), network=name)), None)
-        if attachment is None or not attachment.network.subnets:
+        if attachment is None or not attachment.network.subnets or not attachment.network.stretched:
+            # What a Layer3 network gives is bound to a node, and so is nothing for a machine to keep.
             return
         status: dict[str, Any] = {}
         try:

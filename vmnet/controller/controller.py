@@ -14,7 +14,7 @@ from vmnet.controller.ledger import Ledger
 from vmnet.controller.migrations import MigrationReconciler
 from vmnet.controller.networks import NetworkReconciler
 from vmnet.controller.nodes import NodeReconciler
-from vmnet.controller.pods import PodReconciler
+from vmnet.controller.pods import PodReconciler, node_group
 from vmnet.controller.waiting import WaitingRoom
 from vmnet.kube.api import (
     CLAIMS,
@@ -60,9 +60,9 @@ class Controller:
         self.cluster = cluster
         self.ledger = Ledger(cluster)
         events = Recorder(kube, names.FIELD_MANAGER_CONTROLLER, now=now)
-        waiting = WaitingRoom()
+        self._waiting = waiting = WaitingRoom()
         self.ledger.released = waiting.call
-        self.nodes = NodeReconciler(kube, cluster, events)
+        self.nodes = NodeReconciler(kube, cluster, self.ledger, events)
         self.networks = NetworkReconciler(kube, cluster, self.ledger, events, now)
         self.pods = PodReconciler(kube, cluster, self.ledger, events, waiting, now=now)
         self.machines = MachineReconciler(kube, cluster, events)
@@ -73,6 +73,7 @@ class Controller:
             kind: KeyedQueue() for kind in ("node", "udn", "cudn", "nad", "pod", "machine", "claim", "migration")
         }
         self.pods.again = self.queues["pod"].add
+        self.pods.place = self.queues["node"].add
         self.claims.again = self.queues["claim"].add
         self.claims.filled = self._claim_filled
         self.networks.freed = self._namespace_freed
@@ -86,7 +87,7 @@ class Controller:
         self.nodes.load()
         self.networks.load()
         for attachment in self.cluster.attachments():
-            self.ledger.pools(attachment.network)
+            self.ledger.open(attachment.network)
         self.pods.load()
         for resource, handler in (
             (NODES, self._node_changed),
@@ -182,15 +183,29 @@ class Controller:
                 self.queues["udn"].add(object_key(item))
 
     def _node_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        if item is None:
+            return
         if old is None or new is None or objects.annotations(old) != objects.annotations(new):
             # Not the heartbeats of kubelet.
-            self._add("node", new or old)
+            self._add("node", item)
+            self._waiting.call(node_group(object_key(item)))
 
     def _udn_changed(self, old: Object | None, new: Object | None) -> None:
         self._add("udn", new or old)
+        if new is None:
+            self._parts_freed()
 
     def _cudn_changed(self, old: Object | None, new: Object | None) -> None:
         self._add("cudn", new or old)
+        if new is None:
+            self._parts_freed()
+
+    def _parts_freed(self) -> None:
+        """A network that is gone leaves no parts on the nodes."""
+        for node in self.cluster.items(NODES):
+            if names.NODE_SUBNETS_ANNOTATION in objects.annotations(node):
+                self._add("node", node)
 
     def _nad_changed(self, old: Object | None, new: Object | None) -> None:
         item = new or old
@@ -204,6 +219,7 @@ class Controller:
             self.queues["cudn"].add(str(reference["name"]))
         if new is None:
             self._namespace_freed(namespace)
+            self._parts_freed()
         elif objects.deleting(new):
             self._add("nad", new)
         for pod in self.cluster.pods(namespace):

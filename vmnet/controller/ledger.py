@@ -8,9 +8,12 @@ from vmnet import metrics
 from vmnet.controller import objects
 from vmnet.controller.cluster import Attachment, Cluster
 from vmnet.ipam.errors import AllocationError
-from vmnet.ipam.network_pools import NetworkPools
-from vmnet.kube.api import Object, object_key
+from vmnet.ipam.network_pools import Allocation, NetworkPools
+from vmnet.ipam.node_pools import NodePools
+from vmnet.kube.api import NODES, Object, object_key
+from vmnet.model import parts
 from vmnet.model.network import Network
+from vmnet.model.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -32,26 +35,70 @@ class Ledger:
     """The pools of all networks.
 
     A network's pools are made when it is first asked for, and are then filled at once, without awaiting, with every
-    claim and every annotated pod that the informers know: nothing is given before that.
+    claim and every annotated node and pod that the informers know: nothing is given before that.
     """
 
     def __init__(self, cluster: Cluster, released: Callable[[str], None] = lambda network: None) -> None:
         self._cluster = cluster
-        self._networks: dict[str, NetworkPools] = {}
+        self._networks: dict[str, NetworkPools | NodePools] = {}
         self.released = released
         """Called with the network's name whenever addresses came free."""
 
-    def pools(self, network: Network) -> NetworkPools:
-        """The pools of a network."""
+    def open(self, network: Network) -> NetworkPools | NodePools:
+        """What there is of a network, whatever its topology."""
         found = self._networks.get(network.name)
         if found is not None and _layout(found.network) != _layout(network):
             # Deleted and made anew under the same name, with other subnets.
             self.forget(network.name)
             found = None
         if found is None:
-            found = self._networks[network.name] = NetworkPools(network)
+            found = NetworkPools(network) if network.stretched else NodePools(network)
+            self._networks[network.name] = found
             self._load(found)
+        elif isinstance(found, NodePools) and not set(network.subnets) <= set(found.network.subnets):
+            found.extend(network)
+            self.publish(network.name)
         return found
+
+    def pools(self, network: Network) -> NetworkPools:
+        """The pools of a network that has the same on all nodes. Raises ValueError for another one."""
+        found = self.open(network)
+        if not isinstance(found, NetworkPools):
+            raise ValueError(f"network {network.name} has addresses by node")
+        return found
+
+    def node_pools(self, network: Network) -> NodePools:
+        """The pools of a Layer3 network. Raises ValueError for another one."""
+        found = self.open(network)
+        if not isinstance(found, NodePools):
+            raise ValueError(f"network {network.name} has the same addresses on all nodes")
+        return found
+
+    def get(self, owner: Owner, network: str) -> Allocation | None:
+        """What an owner has in a network."""
+        pools = self._networks.get(network)
+        return pools.get(owner) if pools is not None else None
+
+    def parts(self, node: str) -> dict[str, Parts]:
+        """Layer3 network name → what a node has of it."""
+        found = {name: pools.parts(node) for name, pools in self._networks.items() if isinstance(pools, NodePools)}
+        return {name: held for name, held in found.items() if held}
+
+    def knows(self, network: str) -> bool:
+        """Whether a network's pools are made."""
+        return network in self._networks
+
+    def stay(self, node: str) -> None:
+        """A node is there: what it has, it keeps."""
+        for pools in self._networks.values():
+            if isinstance(pools, NodePools):
+                pools.stay(node)
+
+    def leave(self, node: str) -> None:
+        """A node is gone: others may have its parts."""
+        for name, pools in self._networks.items():
+            if isinstance(pools, NodePools) and pools.leave(node):
+                self.released(name)
 
     def publish(self, network: str) -> None:
         """Bring the gauges of a network up to date."""
@@ -78,16 +125,28 @@ class Ledger:
             metrics.ADDRESSES_USED.remove(network, _FAMILY[family])
             metrics.ADDRESSES_CAPACITY.remove(network, _FAMILY[family])
 
-    def _load(self, pools: NetworkPools) -> None:
+    def _load(self, pools: NetworkPools | NodePools) -> None:
         network = pools.network.name
         attachments = {found.namespace: found for found in self._cluster.attachments(network=network)}
-        for claim in self._cluster.claims(network):
-            self._load_claim(pools, claim)
+        if isinstance(pools, NodePools):
+            # Of two nodes with one part the older keeps it.
+            for node in sorted(self._cluster.items(NODES), key=objects.seniority):
+                self._load_parts(pools, node)
+        else:
+            for claim in self._cluster.claims(network):
+                self._load_claim(pools, claim)
         for attachment in attachments.values():
             for pod in self._cluster.pods(attachment.namespace):
                 if objects.alive(pod):
                     self._load_pod(pools, attachment, pod)
         self.publish(network)
+
+    def _load_parts(self, pools: NodePools, node: Object) -> None:
+        try:
+            for part in parts.parts_of(objects.annotations(node)).get(pools.network.name, ()):
+                pools.adopt(object_key(node), part)
+        except (ValueError, AllocationError) as error:
+            log.error("node %s on network %s: %s", object_key(node), pools.network.name, error)
 
     def _load_claim(self, pools: NetworkPools, claim: Object) -> None:
         try:
@@ -100,7 +159,7 @@ class Ledger:
         except (ValueError, AllocationError) as error:
             log.error("claim %s of network %s: %s", object_key(claim), pools.network.name, error)
 
-    def _load_pod(self, pools: NetworkPools, attachment: Attachment, pod: Object) -> None:
+    def _load_pod(self, pools: NetworkPools | NodePools, attachment: Attachment, pod: Object) -> None:
         try:
             found = objects.allocated(pod, attachment.key)
             if found is None:
@@ -110,14 +169,32 @@ class Ledger:
             held = pools.get(owner)
             if held is not None and {item.ip for item in held.addresses} != {item.ip for item in found.addresses}:
                 raise ValueError(f"its addresses are not those of {owner}")
+            local = pools if isinstance(pools, NetworkPools) else _pools_of(pools, pod, found)
             # The pod knows a MAC that was asked for; a claim does not record it.
-            pools.reserve(owner, found.addresses, found.mac, partial=True)
+            local.reserve(owner, found.addresses, found.mac, partial=True)
         except (ValueError, AllocationError) as error:
             log.error("pod %s on network %s: %s", object_key(pod), pools.network.name, error)
 
 
+def _pools_of(pools: NodePools, pod: Object, found: objects.Allocated) -> NetworkPools:
+    """The pools of a pod's node, with the parts that its addresses lie in. Raises AllocationError, ValueError."""
+    node = objects.node_of(pod)
+    for item in found.addresses:
+        if not any(part.version == item.version for part in pools.parts(node)):
+            # Its node's annotation has been spoiled; the pod remembers.
+            pools.adopt(node, item.network)
+    local = pools.at(node)
+    if local is None:
+        raise ValueError(f"node {node} has no part of the network")
+    return local
+
+
 def _layout(network: Network) -> tuple[object, ...]:
+    if not network.stretched:
+        # Subnets may be added, and the NADs of several namespaces are not written at one moment.
+        return (network.topology, network.id)
     return (
+        network.topology,
         network.subnets,
         network.reserved_subnets,
         network.infrastructure_subnets,

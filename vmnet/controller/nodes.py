@@ -1,14 +1,17 @@
-"""Nodes: a number for each, from which the transit addresses of its routers follow."""
+"""Nodes: a number for each, which its routers' transit addresses follow from, and its parts of Layer3 networks."""
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
-from vmnet.controller import objects
+from vmnet.controller import objects, specs
 from vmnet.controller.cluster import Cluster
 from vmnet.controller.identifiers import Numbers
-from vmnet.kube.api import NODES, Kube, NotFound, Object, object_key
+from vmnet.controller.ledger import Ledger
+from vmnet.kube.api import CUDNS, NODES, UDNS, Kube, NotFound, Object, object_key
 from vmnet.kube.events import Recorder
 from vmnet.model import names, parts
+from vmnet.model.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -17,26 +20,29 @@ NUMBERING_FAILED: Final = "ErrorNumberingNode"
 
 
 class NodeReconciler:
-    """Keyed by node name."""
+    """Keyed by node name. The only one who writes on Nodes, so that one write carries all that there is to say."""
 
-    def __init__(self, kube: Kube, cluster: Cluster, events: Recorder) -> None:
+    def __init__(self, kube: Kube, cluster: Cluster, ledger: Ledger, events: Recorder) -> None:
         self._kube = kube
         self._cluster = cluster
+        self._ledger = ledger
         self._events = events
         self._numbers = Numbers(parts.MAX_NUMBER, "node")
 
     def load(self) -> None:
         """Take over the numbers that are written down. Before the first ``reconcile``."""
         # Of two nodes with one number the older keeps it: more routers use it.
-        for node in sorted(self._cluster.items(NODES), key=_age):
+        for node in sorted(self._cluster.items(NODES), key=objects.seniority):
             self._adopt(node)
 
     async def reconcile(self, key: str) -> float | None:
-        """See that a node has a number of its own, or that one which is gone has none."""
+        """Write down a node's number and parts; take back those of a node that is gone."""
         node = self._cluster.get(NODES, key)
         if node is None:
             self._numbers.release(key)
+            self._ledger.leave(key)
             return None
+        self._ledger.stay(key)
         if self._numbers.get(key) is None:
             self._adopt(node)
         try:
@@ -44,20 +50,32 @@ class NodeReconciler:
         except ValueError as error:
             await self._events.event(node, NUMBERING_FAILED, str(error), "Warning")
             return None
-        if parts.number_of(objects.annotations(node)) == number:
+        wanted: dict[str, str | None] = {}
+        if parts.number_of(objects.annotations(node)) != number:
+            wanted[names.NODE_NUMBER_ANNOTATION] = str(number)
+        written = _written(node)
+        held = self._held(key, written or {})
+        if held != written:
+            wanted[names.NODE_SUBNETS_ANNOTATION] = parts.encode_parts(held) if held else None
+        if not wanted:
             return None
         metadata = node["metadata"]
-        body = {
-            "metadata": {
-                "resourceVersion": metadata["resourceVersion"],
-                "annotations": {names.NODE_NUMBER_ANNOTATION: str(number)},
-            }
-        }
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": wanted}}
         try:
             await self._kube.patch(NODES, metadata["name"], body)
         except NotFound:
-            log.debug("node %s went before it was numbered", key)
+            log.debug("node %s went before it was written on", key)
         return None
+
+    def _held(self, key: str, written: Mapping[str, Parts]) -> dict[str, Parts]:
+        """Parts of all networks that there are; what nobody has asked about since this process began stays as it is."""
+        held = {name: found for name, found in written.items() if not self._ledger.knows(name)}
+        held |= self._ledger.parts(key)
+        if not held:
+            return {}
+        known = {found.network.name for found in self._cluster.attachments()}
+        known |= {specs.network_name(item) for resource in (UDNS, CUDNS) for item in self._cluster.items(resource)}
+        return {name: found for name, found in held.items() if name in known}
 
     def _adopt(self, node: Object) -> None:
         number = parts.number_of(objects.annotations(node))
@@ -68,5 +86,10 @@ class NodeReconciler:
             log.warning("node %s has the number %d of node %s: it gets another", object_key(node), number, holder)
 
 
-def _age(node: Object) -> tuple[str, str]:
-    return str(node["metadata"].get("creationTimestamp") or ""), object_key(node)
+def _written(node: Object) -> dict[str, Parts] | None:
+    """The parts that a node's annotation tells; None when it cannot be read."""
+    try:
+        return parts.parts_of(objects.annotations(node))
+    except ValueError as error:
+        log.warning("node %s: %s", object_key(node), error)
+        return None

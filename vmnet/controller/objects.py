@@ -49,6 +49,17 @@ def owner_reference(item: Object, *, controller: bool = True) -> Mapping[str, An
     return found if found is not None or controller else next(iter(references), None)
 
 
+def seniority(item: Object) -> tuple[str, str]:
+    """Sorts the oldest object first."""
+    metadata = item["metadata"]
+    return str(metadata.get("creationTimestamp") or ""), str(metadata["name"])
+
+
+def node_of(pod: Object) -> str:
+    """Node that a pod is bound to, or an empty string."""
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
 def alive(pod: Object) -> bool:
     """False once the pod has finished: completed launcher pods linger."""
     return (pod.get("status") or {}).get("phase") not in FINISHED_PHASES

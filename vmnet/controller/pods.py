@@ -12,11 +12,12 @@ from vmnet.controller.cluster import Attachment, ClaimReference, Cluster
 from vmnet.controller.ledger import Ledger, Owner, claim_owner, pod_owner
 from vmnet.controller.waiting import WaitingRoom
 from vmnet.ipam.errors import AddressConflict, AllocationError, Exhausted
-from vmnet.ipam.network_pools import Allocation
-from vmnet.kube.api import CLAIMS, PODS, Kube, NotFound, Object, object_key
+from vmnet.ipam.network_pools import Allocation, NetworkPools
+from vmnet.kube.api import CLAIMS, NODES, PODS, Kube, NotFound, Object, object_key
 from vmnet.kube.events import Recorder
-from vmnet.model import names
-from vmnet.model.network import Network
+from vmnet.model import names, parts
+from vmnet.model.network import Network, Role
+from vmnet.model.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,14 @@ ALLOCATION_FAILED: Final = "ErrorAllocatingPod"
 CLAIM_PATIENCE_SECONDS: Final = 5.0
 
 
+def node_group(node: str) -> str:
+    """What pods wait for, in the waiting room, that need a part of their network on a node. No network is called so."""
+    return f"node {node}"
+
+
 def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
     """One entry of the pod-networks annotation; the singular forms only for single-stack networks."""
+    network = network.around(allocation.addresses)
     gateways = [str(gateway) for item in allocation.addresses if (gateway := network.gateway_for(item.version))]
     found: dict[str, Any] = {
         "ip_addresses": [str(item) for item in allocation.addresses],
@@ -38,6 +45,14 @@ def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
         found["ip_address"] = str(allocation.addresses[0])
         if gateways:
             found["gateway_ip"] = gateways[0]
+    if not network.stretched and network.role is Role.SECONDARY:
+        # No default route leads there.
+        hops = {item.version: network.gateway_for(item.version) for item in allocation.addresses}
+        found["routes"] = [
+            {"dest": str(subnet), "nextHop": str(hop)}
+            for subnet in network.subnets
+            if (hop := hops.get(subnet.version))
+        ]
     return found
 
 
@@ -61,6 +76,8 @@ class PodReconciler:
         self._waiting = waiting
         self.again = again
         """Puts a key into this reconciler's queue."""
+        self.place: Callable[[str], None] = lambda node: None
+        """Called with a node that has got a part of a network, which is to be written on it."""
         self._now = now
         self._owners: dict[str, tuple[Owner, str]] = {}
         """Pod key → the owner of its own (not claimed) addresses, and the network they are of."""
@@ -68,10 +85,9 @@ class PodReconciler:
     def load(self) -> None:
         """Remember which pods own addresses, so that they are given back when those pods go. After the ledger."""
         for found in self._cluster.attachments():
-            pools = self._ledger.pools(found.network)
             for pod in self._cluster.pods(found.namespace):
                 owner = pod_owner(pod)
-                if pools.get(owner) is not None:
+                if self._ledger.get(owner, found.network.name) is not None:
                     self._owners[object_key(pod)] = (owner, found.network.name)
 
     async def reconcile(self, key: str) -> float | None:
@@ -96,7 +112,10 @@ class PodReconciler:
                     )
                     await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
                 return None
-            allocation = await self._allocate(pod, attachment)
+            pools = self._pools(pod, attachment.network)
+            if pools is None:
+                return None
+            allocation = await self._allocate(pod, attachment, pools)
             if allocation is None:
                 return await self._wait_for_claim(pod)
             await self._annotate(pod, attachment, allocation)
@@ -104,7 +123,9 @@ class PodReconciler:
             network = attachment.network.name if attachment is not None else ""
             if isinstance(error, Exhausted | AddressConflict):
                 self._waiting.enter(network, "pod", key, self.again)
-            await self._events.event(pod, ALLOCATION_FAILED, f"network {network}: {error}", "Warning")
+            part = attachment is not None and not attachment.network.stretched
+            where = f" on node {objects.node_of(pod)}" if part else ""
+            await self._events.event(pod, ALLOCATION_FAILED, f"network {network}{where}: {error}", "Warning")
         return None
 
     async def _wait_for_claim(self, pod: Object) -> float | None:
@@ -116,10 +137,30 @@ class PodReconciler:
         await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
         return None
 
-    async def _allocate(self, pod: Object, attachment: Attachment) -> Allocation | None:
+    def _pools(self, pod: Object, network: Network) -> NetworkPools | None:
+        """Where the pod's addresses come from; None until its node is known and has its part, in writing.
+
+        Raises Exhausted.
+        """
+        if network.stretched:
+            return self._ledger.pools(network)
+        name = objects.node_of(pod)
+        if not name:
+            return None  # until it is bound: that is a change of the pod
+        pools = self._ledger.node_pools(network)
+        node = self._cluster.get(NODES, name)
+        if node is not None:
+            found = pools.place(name)
+            # The agents must know by which node the address is reached, also after a restart of this process.
+            if _has_in_writing(node, network.name, pools.parts(name)):
+                return found
+            self.place(name)
+        self._waiting.enter(node_group(name), "pod", object_key(pod), self.again)
+        return None
+
+    async def _allocate(self, pod: Object, attachment: Attachment, pools: NetworkPools) -> Allocation | None:
         """What the pod shall have; None while its claim has nothing. Raises AllocationError, ValueError."""
         network = attachment.network
-        pools = self._ledger.pools(network)
         reference = self._cluster.claim_reference(pod, network)
         present = objects.allocated(pod, attachment.key)
         if reference is not None:
@@ -193,3 +234,10 @@ class PodReconciler:
             await self._kube.patch(PODS, metadata["name"], body, metadata["namespace"])
         except NotFound:
             log.debug("pod %s went before it was annotated", object_key(pod))
+
+
+def _has_in_writing(node: Object, network: str, held: Parts) -> bool:
+    try:
+        return parts.parts_of(objects.annotations(node)).get(network) == held
+    except ValueError:
+        return False  # the node's reconciler writes it anew

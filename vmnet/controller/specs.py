@@ -5,8 +5,9 @@ from typing import Any
 
 from vmnet.kube.api import Object
 from vmnet.model import addresses, names
+from vmnet.model.addresses import IPNetwork
 from vmnet.model.names import NetworkId
-from vmnet.model.network import Network, Role, Topology
+from vmnet.model.network import Network, Role, Topology, divided
 
 
 def is_cluster(item: Object) -> bool:
@@ -35,19 +36,21 @@ def to_network(item: Object, number: NetworkId) -> Network:
         topology = Topology(str(spec.get("topology", "")).lower())
     except ValueError as error:
         raise ValueError(f"topology: {spec.get('topology')!r} is not a topology") from error
-    if topology is not Topology.LAYER2:
-        raise ValueError(f"topology: {spec['topology']} is not available in this version of vmnet, only Layer2 is")
+    if topology is Topology.LOCALNET:
+        raise ValueError(f"topology: {spec['topology']} is not available in this version of vmnet")
     block = spec.get(topology.value)
     if not isinstance(block, dict):
         raise ValueError(f"{topology.value}: must be set when topology is {spec['topology']}")
     ipam = block.get("ipam") or {}
     try:
+        subnets, host_prefixes = _subnets(topology, block)
         network = Network(
             name=network_name(item),
             id=number,
             topology=topology,
             role=Role(str(block.get("role", "")).lower()),
-            subnets=tuple(addresses.network(text) for text in block.get("subnets") or []),
+            subnets=subnets,
+            host_prefixes=host_prefixes,
             mtu=block.get("mtu"),
             persistent=ipam.get("lifecycle") == "Persistent",
             reserved_subnets=tuple(addresses.network(text) for text in block.get("reservedSubnets") or []),
@@ -59,6 +62,18 @@ def to_network(item: Object, number: NetworkId) -> Network:
         _ = network.gateways, network.management_addresses
     except (ValueError, IndexError) as error:
         raise ValueError(f"{topology.value}: {error}") from error
-    if network.role is Role.PRIMARY and not network.subnets:
-        raise ValueError(f"{topology.value}.subnets: a Primary network needs one")
+    if not network.subnets and (network.role is Role.PRIMARY or topology is Topology.LAYER3):
+        raise ValueError(f"{topology.value}.subnets: a {block.get('role')} network needs one")
     return network
+
+
+def _subnets(topology: Topology, block: Mapping[str, Any]) -> tuple[tuple[IPNetwork, ...], tuple[int, ...]]:
+    """Subnets and, for Layer3, the prefix lengths of the nodes' parts. Raises ValueError."""
+    listed = block.get("subnets") or []
+    if topology is not Topology.LAYER3:
+        return tuple(addresses.network(text) for text in listed), ()
+    pairs = []
+    for entry in listed:
+        host = entry.get("hostSubnet")
+        pairs.append(divided(f"{entry['cidr']}/{host}" if host else entry["cidr"]))
+    return tuple(subnet for subnet, _ in pairs), tuple(prefix for _, prefix in pairs)

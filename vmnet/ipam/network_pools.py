@@ -32,7 +32,7 @@ class NetworkPools:
         self.network = network
         self._pools: dict[int, Pool] = {}
         for subnet, gateway, management in zip(
-            network.subnets, network.gateways, network.management_addresses, strict=True
+            network.segments, network.gateways, network.management_addresses, strict=True
         ):
             own = [pool for pool in network.infrastructure_subnets if pool.version == subnet.version]
             reserved = [pool for pool in network.reserved_subnets if pool.version == subnet.version]

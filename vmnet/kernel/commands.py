@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from vmnet.kernel import namespaces
-from vmnet.model.names import VXLAN_PORT, NamespaceName
+from vmnet.model.addresses import IPAddress, IPNetwork
+from vmnet.model.names import VXLAN_PORT, InterfaceName, NamespaceName
 from vmnet.plan import ops
 from vmnet.plan.ops import Op
 
@@ -177,10 +178,9 @@ def render(op: Op) -> tuple[Step | Call, ...]:
         case ops.AddDefaultRoute(namespace, interface, gateway):
             return (_ip(namespace, f"route replace default via {gateway} dev {interface}"),)
         case ops.SetRoute(namespace, interface, destination, gateway):
-            return (_ip(namespace, f"route replace {destination} via {gateway} dev {interface} proto static"),)
+            return (_ip(namespace, f"route replace {_route(destination, interface, gateway)}"),)
         case ops.RemoveRoute(namespace, interface, destination, gateway):
-            line = f"route del {destination} via {gateway} dev {interface} proto static"
-            return (_ip(namespace, line, tolerant=True),)
+            return (_ip(namespace, f"route del {_route(destination, interface, gateway)}", tolerant=True),)
         case ops.SetNeighbour(namespace, interface, address, mac):
             return (_ip(namespace, f"neigh replace {address} lladdr {mac} dev {interface} nud permanent"),)
         case ops.RemoveNeighbour(namespace, interface, address):
@@ -245,6 +245,12 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
         steps.append(Step(inet6, op.netns, tuple(f"rule del {rule}" for rule in rules[6]), tolerant=True))
         steps.append(Step(inet6, op.netns, tuple(f"rule add {rule}" for rule in rules[6])))
     return tuple(steps)
+
+
+def _route(destination: IPNetwork, interface: InterfaceName, gateway: IPAddress | None) -> str:
+    if gateway is None:
+        return f"unreachable {destination} proto static"
+    return f"{destination} via {gateway} dev {interface} proto static"
 
 
 def _write_sysctls(values: tuple[tuple[str, str], ...]) -> None:

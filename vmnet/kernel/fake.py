@@ -173,7 +173,8 @@ class FakeKernel(Kernel):
                 links.pop(interface, None)
                 fdb = {entry for entry in fdb if entry.interface != interface}
                 if interface == names.VXLAN_L3:
-                    routers, tunnels, over_rt0 = {}, {}, {}
+                    routers, tunnels = {}, {}
+                    over_rt0 = {destination: via for destination, via in over_rt0.items() if via is None}
             case ops.AddAddress(_, interface, address):
                 link = self._link(links, interface)
                 links[interface] = replace(link, addresses=link.addresses | {address})
@@ -184,10 +185,11 @@ class FakeKernel(Kernel):
             case ops.AddDefaultRoute(_, _, gateway):
                 routes.add(gateway.version)
             case ops.SetRoute(_, interface, destination, via):
-                self._link(links, interface)
+                if via is not None:
+                    self._link(links, interface)
                 over_rt0[destination] = via
             case ops.RemoveRoute(_, _, destination, via):
-                if over_rt0.get(destination) == via:
+                if destination in over_rt0 and over_rt0[destination] == via:
                     del over_rt0[destination]
             case ops.SetNeighbour(_, interface, address, mac):
                 self._link(links, interface)

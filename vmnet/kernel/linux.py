@@ -273,12 +273,16 @@ def _neighbours(items: Iterable[dict[str, Any]]) -> dict[InterfaceName, dict[IPA
     return found
 
 
-def _routes(items: Iterable[dict[str, Any]]) -> dict[IPNetwork, IPAddress]:
-    return {
-        ipaddress.ip_network(item["dst"]): ipaddress.ip_address(item["gateway"])
-        for item in items
-        if item.get("dev") == VXLAN_L3 and "gateway" in item and item["dst"] != "default"
-    }
+def _routes(items: Iterable[dict[str, Any]]) -> dict[IPNetwork, IPAddress | None]:
+    found: dict[IPNetwork, IPAddress | None] = {}
+    for item in items:
+        if item["dst"] == "default":
+            continue
+        if item.get("type") == "unreachable":
+            found[ipaddress.ip_network(item["dst"])] = None
+        elif item.get("dev") == VXLAN_L3 and "gateway" in item:
+            found[ipaddress.ip_network(item["dst"])] = ipaddress.ip_address(item["gateway"])
+    return found
 
 
 def _fdb(items: Iterable[dict[str, Any]]) -> tuple[frozenset[FdbEntry], frozenset[IPAddress]]:

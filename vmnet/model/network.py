@@ -1,20 +1,22 @@
 """A user-defined network, as its NetworkAttachmentDefinition describes it."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address
 from typing import Any, Final
 
 from vmnet.model import addresses, names
-from vmnet.model.addresses import IPAddress, IPNetwork
+from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.names import MacAddress, NamespaceName, NetworkId
 
 GATEWAY_LINK_LOCAL: Final = IPv6Address("fe80::1")
 """The anycast router of every network, on every node."""
 VXLAN_OVERHEAD: Final = {4: 50, 6: 70}
 """Outer Ethernet + IP + UDP + VXLAN headers, by the underlay's IP version (RFC 7348 section 5)."""
+HOST_PREFIXES: Final = {4: 24, 6: 64}
+"""Prefix length of a node's part of a Layer3 network that does not say another, by IP version."""
 
 
 class Topology(StrEnum):
@@ -34,7 +36,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One network. Equal on every node and in every namespace that shares it."""
+    """One network. Equal on every node and in every namespace that shares it, but for ``parts``.
+
+    A Layer3 network may have several ``subnets`` of a family: they are what the nodes' parts are cut from.
+    """
 
     name: str
     id: NetworkId
@@ -47,6 +52,28 @@ class Network:
     infrastructure_subnets: tuple[IPNetwork, ...] = ()
     default_gateways: tuple[IPAddress, ...] = ()
     join_subnets: tuple[IPNetwork, ...] = ()
+    host_prefixes: tuple[int, ...] = ()
+    """Layer3: prefix length of a node's part, one for each of ``subnets``."""
+    parts: tuple[IPNetwork, ...] = ()
+    """Layer3, as one node sees it (``at``): the subnets of its own segment."""
+
+    def at(self, parts: Iterable[IPNetwork]) -> "Network":
+        """The network as the node sees it that has these parts; one that is not Layer3 is the same everywhere."""
+        return self if self.stretched else replace(self, parts=tuple(parts))
+
+    def around(self, interfaces: Iterable[IPInterface]) -> "Network":
+        """The network as the node sees it that holds an endpoint with these addresses."""
+        return self.at(item.network for item in interfaces)
+
+    @property
+    def stretched(self) -> bool:
+        """Whether all its nodes share one segment; a Layer3 network has one on each node and routes between them."""
+        return self.topology is not Topology.LAYER3
+
+    @property
+    def segments(self) -> tuple[IPNetwork, ...]:
+        """Subnets on ``br0``."""
+        return self.subnets if self.stretched else self.parts
 
     @property
     def namespace(self) -> NamespaceName:
@@ -66,30 +93,31 @@ class Network:
     @property
     def routed(self) -> bool:
         """Whether the routers of its nodes speak to each other, over ``rt0``."""
-        return self.role is Role.PRIMARY or self.topology is Topology.LAYER3
+        return self.role is Role.PRIMARY or not self.stretched
 
     @property
     def gateways(self) -> tuple[IPAddress, ...]:
-        """One per subnet: the requested one of its family, else the first usable address."""
-        return tuple(self._infrastructure(subnet, 0) for subnet in self.subnets)
+        """One per segment: the requested one of its family, else the first usable address."""
+        return tuple(self._infrastructure(subnet, 0) for subnet in self.segments)
 
     @property
     def management_addresses(self) -> tuple[IPAddress, ...]:
-        """One per subnet: the second usable address."""
-        return tuple(self._infrastructure(subnet, 1) for subnet in self.subnets)
+        """One per segment: the second usable address."""
+        return tuple(self._infrastructure(subnet, 1) for subnet in self.segments)
 
     @property
     def gateway_mac(self) -> MacAddress:
-        """Anycast MAC of the gateway, derived from the IPv4 gateway if there is one."""
-        return addresses.mac_for(sorted(self.gateways, key=lambda gateway: gateway.version)[0])
+        """Anycast MAC of the gateway, derived from the IPv4 gateway if all nodes have the same one."""
+        gateways = self.gateways if self.stretched else ()
+        return addresses.mac_for(min(gateways, key=lambda gateway: gateway.version, default=GATEWAY_LINK_LOCAL))
 
     def gateway_for(self, version: int) -> IPAddress | None:
         """Gateway of one family (4 or 6)."""
         return next((gateway for gateway in self.gateways if gateway.version == version), None)
 
     def subnet_for(self, version: int) -> IPNetwork | None:
-        """Subnet of one family (4 or 6)."""
-        return next((subnet for subnet in self.subnets if subnet.version == version), None)
+        """Subnet of one family (4 or 6) on ``br0``."""
+        return next((subnet for subnet in self.segments if subnet.version == version), None)
 
     def effective_mtu(self, underlay_mtu: int, underlay_version: int) -> int:
         """MTU of the segment: what the underlay carries, or less if the network asks for less."""
@@ -116,6 +144,11 @@ class Network:
                 skip -= 1
         raise ValueError(f"subnet {subnet} of network {self.name} has no room for gateway and management address")
 
+    def _subnet_texts(self) -> tuple[str, ...]:
+        if self.stretched:
+            return tuple(map(str, self.subnets))
+        return tuple(f"{subnet}/{host}" for subnet, host in zip(self.subnets, self.host_prefixes, strict=True))
+
     def to_nad_config(self, attachment: str) -> str:
         """``spec.config`` of the NAD ``<namespace>/<name>``."""
         config: dict[str, Any] = {
@@ -129,7 +162,7 @@ class Network:
         if self.mtu:
             config["mtu"] = self.mtu
         for key, value in (
-            ("subnets", self.subnets),
+            ("subnets", self._subnet_texts()),
             ("joinSubnet", self.join_subnets),
             ("reservedSubnets", self.reserved_subnets),
             ("infrastructureSubnets", self.infrastructure_subnets),
@@ -158,16 +191,42 @@ def from_nad(nad: Mapping[str, Any]) -> Network | None:
     def split(key: str) -> list[str]:
         return [part.strip() for part in str(config.get(key, "")).split(",") if part.strip()]
 
+    topology = Topology(config.get("topology", "layer2"))
+    subnets: tuple[IPNetwork, ...]
+    host_prefixes: tuple[int, ...] = ()
+    if topology is Topology.LAYER3:
+        pairs = [divided(text) for text in split("subnets")]
+        subnets, host_prefixes = tuple(subnet for subnet, _ in pairs), tuple(host for _, host in pairs)
+    else:
+        subnets = tuple(addresses.network(text) for text in split("subnets"))
     return Network(
         name=str(config["name"]),
         id=NetworkId(int(number)),
-        topology=Topology(config.get("topology", "layer2")),
+        topology=topology,
         role=Role(config.get("role", "secondary")),
-        subnets=tuple(addresses.network(text) for text in split("subnets")),
+        subnets=subnets,
         mtu=int(config["mtu"]) if config.get("mtu") else None,
         persistent=bool(config.get("allowPersistentIPs", False)),
         reserved_subnets=tuple(addresses.network(text) for text in split("reservedSubnets")),
         infrastructure_subnets=tuple(addresses.network(text) for text in split("infrastructureSubnets")),
         default_gateways=tuple(addresses.address(text) for text in split("defaultGatewayIPs")),
         join_subnets=tuple(addresses.network(text) for text in split("joinSubnet")),
+        host_prefixes=host_prefixes,
     )
+
+
+def divided(text: str) -> tuple[IPNetwork, int]:
+    """``103.103.0.0/16/24``: a range, and the prefix length of the parts that nodes get of it. Raises ValueError.
+
+    Without the second length it is the usual one; a part has room for gateway, management address and one workload.
+    """
+    cidr, separator, host = text.partition("/")
+    length, separator, host = host.partition("/")
+    subnet = addresses.network(f"{cidr}/{length}" if length else cidr)
+    if separator and not (host.isascii() and host.isdecimal()):
+        raise ValueError(f"subnet {text}: {host!r} is not a prefix length")
+    prefix = int(host) if separator else HOST_PREFIXES[subnet.version]
+    most = 29 if subnet.version == 4 else 126
+    if not subnet.prefixlen <= prefix <= most:
+        raise ValueError(f"subnet {subnet}: nodes cannot have /{prefix} of it, only /{subnet.prefixlen} … /{most}")
+    return subnet, prefix

@@ -83,14 +83,33 @@ _PORT: Final = """\
 
 def network_script(desired: NodeNetwork) -> str:
     """The tables of one network namespace, without its ports."""
+    fabric = _fabric_chains(desired) if desired.network.stretched else ""
+    return f"""\
+table {TABLE} {{
+{_SETS}{_PORT}{fabric}\
+}}
+table inet vmnet {{
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    icmpv6 type nd-redirect drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{names.UPLINK}" ip saddr != {desired.join.network_ipv4.ip} snat to {desired.join.network_ipv4.ip}
+    oifname "{names.UPLINK}" ip6 saddr != {desired.join.network_ipv6.ip} snat to {desired.join.network_ipv6.ip}
+  }}
+}}
+"""
+
+
+def _fabric_chains(desired: NodeNetwork) -> str:
+    """The segment's edge towards the other nodes."""
     network, gateway_mac = desired.network, desired.network.gateway_mac
     gateway4, gateway6 = network.gateway_for(4), network.gateway_for(6)
     arp_in = f"    arp saddr ip {gateway4} drop\n" if gateway4 else ""
     arp_out = f"    arp daddr ip {gateway4} drop\n    arp saddr ip {gateway4} drop\n" if gateway4 else ""
     targets = ", ".join(f"0x{int(address):032x}" for address in (gateway6, GATEWAY_LINK_LOCAL) if address is not None)
     return f"""\
-table {TABLE} {{
-{_SETS}{_PORT}\
   chain vx_in {{
     type filter hook ingress device "{names.VXLAN_L2}" priority 0; policy accept;
     ether type 0x8035 add @moved {{ ether saddr }}
@@ -109,18 +128,6 @@ table {TABLE} {{
     udp dport {{ 67, 547 }} drop
     ether saddr {gateway_mac} ether saddr set {desired.node.router_mac}
   }}
-}}
-table inet vmnet {{
-  chain output {{
-    type filter hook output priority 0; policy accept;
-    icmpv6 type nd-redirect drop
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    oifname "{names.UPLINK}" ip saddr != {desired.join.network_ipv4.ip} snat to {desired.join.network_ipv4.ip}
-    oifname "{names.UPLINK}" ip6 saddr != {desired.join.network_ipv6.ip} snat to {desired.join.network_ipv6.ip}
-  }}
-}}
 """
 
 

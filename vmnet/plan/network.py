@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from vmnet.model import names
-from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.endpoint import Endpoint, LocalPort, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import GATEWAY_LINK_LOCAL
@@ -83,6 +83,7 @@ def plan(
     found += _fdb(desired, state)
     found += _floods(desired, state)
     found += _routers(desired, state)
+    found += _routes(desired, state)
     return tuple(found)
 
 
@@ -203,7 +204,7 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     namespace, network = desired.network.namespace, desired.network
     if names.BRIDGE not in state.links:
         yield ops.CreateBridge(namespace, names.BRIDGE, network.gateway_mac, desired.mtu)
-    if names.VXLAN_L2 not in state.links:
+    if network.stretched and names.VXLAN_L2 not in state.links:
         yield ops.CreateVxlan(namespace, names.VXLAN_L2, network.l2_vni, desired.node.address, desired.mtu)
     if _has_transit(desired) and names.VXLAN_L3 not in state.links:
         local, mac = desired.node.address, desired.node.router_mac
@@ -212,8 +213,15 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         yield ops.CreateJoin(namespace, names.join_interface(network.id), names.UPLINK, desired.mtu)
     bridge = state.links.get(names.BRIDGE)
     have = bridge.addresses if bridge else frozenset()
-    for subnet, gateway in zip(network.subnets, network.gateways, strict=True):
-        address = _with_prefix(gateway, subnet.prefixlen)
+    gateways = [
+        _with_prefix(gateway, subnet.prefixlen)
+        for subnet, gateway in zip(network.segments, network.gateways, strict=True)
+    ]
+    if not network.stretched:
+        for address in sorted(have - set(gateways), key=str):
+            if not address.ip.is_link_local:
+                yield ops.RemoveAddress(namespace, names.BRIDGE, address)
+    for address in gateways:
         if address not in have:
             yield ops.AddAddress(namespace, names.BRIDGE, address)
     router = IPv6Interface(f"{GATEWAY_LINK_LOCAL}/64")
@@ -237,7 +245,7 @@ def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     if not _up(state, names.BRIDGE):
         yield ops.SetUp(namespace, names.BRIDGE)
     vxlan = state.links.get(names.VXLAN_L2)
-    if vxlan is None or not vxlan.up or vxlan.master != names.BRIDGE:
+    if desired.network.stretched and (vxlan is None or not vxlan.up or vxlan.master != names.BRIDGE):
         yield ops.AttachToBridge(namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=True)
     if not _up(state, names.UPLINK):
         yield ops.SetUp(None, names.join_interface(desired.network.id))
@@ -261,7 +269,7 @@ def _neighbours(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     wanted = {
         address: endpoint.mac
         for endpoint in (
-            *(remote.endpoint for remote in desired.remotes),
+            *(remote.endpoint for remote in _neighbouring(desired)),
             *(port.endpoint for port in desired.ports),
         )
         for address in endpoint.all_addresses
@@ -289,7 +297,7 @@ def _fdb(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         asserted = any(entry.asserted and entry.interface == name and entry.mac == mac for entry in state.fdb)
         if name in state.links and opened and mac not in state.moved and not asserted:
             yield ops.SetFdb(namespace, name, mac)
-    for remote in desired.remotes:
+    for remote in _neighbouring(desired):
         mac = remote.endpoint.mac
         wanted.add(mac)
         if mac in present and (mac in local or not remote.settled):
@@ -302,6 +310,8 @@ def _fdb(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
 
 
 def _floods(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    if not desired.network.stretched:
+        return
     namespace = desired.network.namespace
     for vtep in desired.peers:
         if vtep not in state.floods:
@@ -311,9 +321,20 @@ def _floods(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
             yield ops.RemoveFlood(namespace, names.VXLAN_L2, vtep)
 
 
+def _neighbouring(desired: NodeNetwork) -> tuple[RemoteEndpoint, ...]:
+    """Endpoints of other nodes that are on this node's segment."""
+    return desired.remotes if desired.network.stretched else ()
+
+
 def _has_transit(desired: NodeNetwork) -> bool:
     """Whether the network's router of this node meets the other ones: once the node has its number."""
     return desired.network.routed and bool(desired.node.transit)
+
+
+def _former_transit(desired: NodeNetwork, state: NetworkState) -> frozenset[IPInterface]:
+    """Transit addresses of a number that this node had. Routes and neighbours go with them."""
+    link = state.links.get(names.VXLAN_L3)
+    return link.addresses - set(desired.node.transit) if link else frozenset()
 
 
 def _routers(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
@@ -323,7 +344,7 @@ def _routers(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     namespace = desired.network.namespace
     link = state.links.get(names.VXLAN_L3)
     have = link.addresses if link else frozenset()
-    stale = have - set(desired.node.transit)
+    stale = _former_transit(desired, state)
     # First, for the kernel takes the other addresses of the subnet along with its first, and the neighbours with both.
     for address in sorted(stale, key=str):
         yield ops.RemoveAddress(namespace, names.VXLAN_L3, address)
@@ -344,6 +365,26 @@ def _routers(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     for mac, vtep in state.tunnels.items():
         if mac not in tunnels:
             yield ops.RemoveTunnel(namespace, names.VXLAN_L3, mac, vtep)
+
+
+def _routes(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    """Each node's part of a Layer3 network by way of its router. What is nobody's part does not leave the network."""
+    network = desired.network
+    wanted: dict[IPNetwork, IPAddress | None] = {}
+    if not network.stretched:
+        wanted = {subnet: None for subnet in network.subnets if subnet not in network.segments}
+    if _has_transit(desired):
+        for router in desired.routers:
+            hops = {item.version: item.ip for item in router.transit}
+            parts = dict(router.subnets).get(network.name, ()) if not network.stretched else ()
+            wanted |= {part: hops[part.version] for part in parts if hops and part not in network.segments}
+    for destination, gateway in state.routes.items():
+        if destination not in wanted:
+            yield ops.RemoveRoute(network.namespace, names.VXLAN_L3, destination, gateway)
+    for destination, gateway in wanted.items():
+        lost = gateway is not None and _former_transit(desired, state)
+        if destination not in state.routes or state.routes[destination] != gateway or lost:
+            yield ops.SetRoute(network.namespace, names.VXLAN_L3, destination, gateway)
 
 
 def _up(state: NetworkState, name: InterfaceName) -> bool:

@@ -136,12 +136,15 @@ class AddDefaultRoute:
 
 @dataclass(frozen=True, slots=True)
 class SetRoute:
-    """Route to a network by way of another node's router, whatever route to it was there before."""
+    """Route to a network by way of another node's router, whatever route to it was there before.
+
+    Without ``gateway`` what goes there is refused, unless a longer route says otherwise.
+    """
 
     namespace: NamespaceName
     interface: InterfaceName
     destination: IPNetwork
-    gateway: IPAddress
+    gateway: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ class RemoveRoute:
     namespace: NamespaceName
     interface: InterfaceName
     destination: IPNetwork
-    gateway: IPAddress
+    gateway: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)

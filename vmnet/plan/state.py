@@ -46,8 +46,8 @@ class NetworkState:
     """Static neighbours of ``rt0``."""
     tunnels: Mapping[MacAddress, IPAddress] = field(default_factory=dict)
     """FDB of ``rt0``: router MAC → VTEP."""
-    routes: Mapping[IPNetwork, IPAddress] = field(default_factory=dict)
-    """Routes over ``rt0`` with their next hops, without the connected ones."""
+    routes: Mapping[IPNetwork, IPAddress | None] = field(default_factory=dict)
+    """Routes over ``rt0`` with their next hops, without the connected ones; None for what is refused."""
     fdb: frozenset[FdbEntry] = frozenset()
     floods: frozenset[IPAddress] = frozenset()
     default_routes: frozenset[int] = frozenset()

@@ -88,6 +88,22 @@ class World:
         }
         return self.kube.seed(UDNS, body)
 
+    def layer3(self, namespace: str, name: str, *subnets: str, role: str = "Primary") -> Object:
+        """``subnets``: ``<cidr>`` or ``<cidr>/<length of the nodes' parts>``."""
+        listed = []
+        for text in subnets:
+            address, _, rest = text.partition("/")
+            length, _, host = rest.partition("/")
+            listed.append({"cidr": f"{address}/{length}", **({"hostSubnet": int(host)} if host else {})})
+        spec = {"topology": "Layer3", "layer3": {"role": role, "subnets": listed}}
+        found = self.kube.peek(UDNS, name, namespace) or {"metadata": {"name": name, "namespace": namespace}}
+        return self.kube.seed(UDNS, {**found, "spec": spec})
+
+    def parts(self, node: str) -> dict[str, list[str]]:
+        found = self.kube.peek(NODES, node)
+        text = ((found or {}).get("metadata", {}).get("annotations") or {}).get(names.NODE_SUBNETS_ANNOTATION)
+        return json.loads(text) if text else {}
+
     def pod(self, namespace: str, name: str, *, node: str = "n1", **metadata: Any) -> Object:
         body = {
             "metadata": {"name": name, "namespace": namespace, **metadata},

@@ -294,13 +294,16 @@ async def test_an_attachment_does_not_outlive_its_network(world: Any) -> None:
 
 async def test_what_cannot_be_done_is_said(world: Any) -> None:
     world.namespace("red")
-    spec = {"topology": "Layer3", "layer3": {"role": "Primary", "subnets": [{"cidr": "10.0.0.0/16"}]}}
-    world.kube.seed(UDNS, {"metadata": {"name": "tenant", "namespace": "red"}, "spec": spec})
+    world.layer3("red", "tenant", "10.0.0.0/16/30")
+    spec = {"topology": "Localnet", "localnet": {"role": "Secondary", "physicalNetworkName": "lan"}}
+    world.kube.seed(UDNS, {"metadata": {"name": "lan", "namespace": "red"}, "spec": spec})
     world.namespace("blue")
     world.udn("blue", "small", subnets=["10.0.0.0/32"])
     async with world.controller():
         found = await world.until(lambda: world.condition(UDNS, "tenant", "NetworkCreated", "red"))
-        assert "topology: Layer3 is not available" in found["message"]
+        assert found["message"].startswith("layer3: subnet 10.0.0.0/16: nodes cannot have /30 of it")
+        found = await world.until(lambda: world.condition(UDNS, "lan", "NetworkCreated", "red"))
+        assert "topology: Localnet is not available" in found["message"]
         found = await world.until(lambda: world.condition(UDNS, "small", "NetworkCreated", "blue"))
         assert found["message"].startswith("layer2: subnet 10.0.0.0/32")
 

@@ -1,11 +1,17 @@
 import json
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
 
 from vmnet import metrics
+from vmnet.controller.pods import entry
+from vmnet.ipam.network_pools import Allocation
 from vmnet.kube.api import CUDNS, PODS, UDNS
 from vmnet.model import names
+from vmnet.model.names import MacAddress, NetworkId
+from vmnet.model.network import Network, Role, Topology
 
 
 def used(network: str) -> float:
@@ -192,3 +198,20 @@ async def test_pods_of_one_network_in_two_namespaces_share_its_addresses(world: 
         assert world.condition(CUDNS, "tenant", "NetworkReady")["status"] == "True"
     assert len({item["ip_addresses"][0] for item in found}) == 6
     assert len({item["mac_address"] for item in found}) == 6
+
+
+def test_a_secondary_layer3_network_is_reached_by_routes() -> None:
+    network = Network(
+        "green",
+        NetworkId(3),
+        Topology.LAYER3,
+        Role.SECONDARY,
+        subnets=(ip_network("203.203.0.0/16"), ip_network("fd20::/48")),
+        host_prefixes=(24, 64),
+    )
+    allocation = Allocation((ip_interface("203.203.4.3/24"), ip_interface("fd20:0:0:4::3/64")), MacAddress("0a:58:0"))
+    assert entry(network, allocation)["routes"] == [
+        {"dest": "203.203.0.0/16", "nextHop": "203.203.4.1"},
+        {"dest": "fd20::/48", "nextHop": "fd20:0:0:4::1"},
+    ]
+    assert "routes" not in entry(replace(network, role=Role.PRIMARY), allocation)

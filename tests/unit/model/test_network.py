@@ -1,10 +1,11 @@
 import json
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from vmnet.model.names import NetworkId
-from vmnet.model.network import Network, Role, Topology, from_nad
+from vmnet.model.network import Network, Role, Topology, divided, from_nad
 
 HAPPY = Network(
     name="cluster_udn_happy-tenant",
@@ -69,3 +70,48 @@ def test_mtu_never_exceeds_what_the_underlay_carries() -> None:
     small = Network(name="n", id=NetworkId(1), topology=Topology.LAYER2, role=Role.SECONDARY, mtu=1300)
     assert small.effective_mtu(1500, 4) == 1300
     assert small.effective_mtu(1200, 4) == 1150
+
+
+def test_a_layer3_network_is_written_with_the_length_of_its_parts() -> None:
+    config = (
+        '{"type": "vmnet", "name": "blue_blue-network", "topology": "layer3", "role": "primary",'
+        ' "subnets": "103.103.0.0/16/24,fd20::/48,203.203.0.0/20/26"}'
+    )
+    network = from_nad(nad(config))
+    assert network is not None
+    assert [(str(subnet), host) for subnet, host in zip(network.subnets, network.host_prefixes, strict=True)] == [
+        ("103.103.0.0/16", 24),
+        ("fd20::/48", 64),
+        ("203.203.0.0/20", 26),
+    ]
+    written = network.to_nad_config("blue/blue-network")
+    assert json.loads(written)["subnets"] == "103.103.0.0/16/24,fd20::/48/64,203.203.0.0/20/26"
+    assert from_nad(nad(written)) == network
+
+
+@pytest.mark.parametrize(
+    "text", ["103.103.0.0/25", "103.103.0.0/16/8", "103.103.0.0/16/30", "fd20::/64/127", "10.0.0.0/16/x", "10.0.0.1/16"]
+)
+def test_parts_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\d"):
+        divided(text)
+
+
+def test_each_node_sees_its_own_part_of_a_layer3_network() -> None:
+    subnets = (ip_network("103.103.0.0/16"), ip_network("fd20::/48"))
+    network = Network("blue", NetworkId(3), Topology.LAYER3, subnets=subnets, host_prefixes=(24, 64))
+    assert network.gateways == ()
+    here = network.around((ip_interface("103.103.7.9/24"), ip_interface("fd20:0:0:7::9/64")))
+    assert [str(gateway) for gateway in here.gateways] == ["103.103.7.1", "fd20:0:0:7::1"]
+    assert [str(address) for address in here.management_addresses] == ["103.103.7.2", "fd20:0:0:7::2"]
+    assert here.subnets == subnets
+    assert str(here.subnet_for(4)) == "103.103.7.0/24"
+    assert here.gateway_mac == network.gateway_mac
+    assert here.at(()) == network
+    assert HAPPY.at(here.parts) == HAPPY
+
+
+def test_who_needs_a_way_from_router_to_router() -> None:
+    assert HAPPY.routed
+    assert not replace(HAPPY, role=Role.SECONDARY).routed
+    assert replace(HAPPY, role=Role.SECONDARY, topology=Topology.LAYER3).routed

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, MacAddress, NetworkId
-from vmnet.model.network import Network, Role
+from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import firewall, node, ops
 from vmnet.plan import network as planner
 from vmnet.plan.network import PodInterface
@@ -201,3 +201,80 @@ def test_a_node_that_got_another_number_has_its_addresses_alone() -> None:
     found = planner.plan(replace(DESIRED, node=node_of_another_number), rendered())
     assert [op.address for op in found if isinstance(op, ops.AddAddress)] == list(node_of_another_number.transit)
     assert [op.address for op in found if isinstance(op, ops.RemoveAddress)] == list(HERE.transit)
+
+
+ROUTED = Network(
+    name="n",
+    id=NetworkId(7),
+    topology=Topology.LAYER3,
+    subnets=(ip_network("103.103.0.0/16"), ip_network("fd20::/48")),
+    host_prefixes=(24, 64),
+)
+PARTS = {
+    "n1": (ip_network("103.103.1.0/24"), ip_network("fd20:0:0:1::/64")),
+    "n2": (ip_network("103.103.2.0/24"), ip_network("fd20:0:0:2::/64")),
+}
+ROUTED_DESIRED = replace(
+    DESIRED,
+    network=ROUTED.at(PARTS["n1"]),
+    ports=(),
+    routers=(replace(THERE, subnets=(("n", PARTS["n2"]), ("other", (ip_network("10.0.0.0/24"),)))),),
+)
+
+
+def test_a_layer3_network_has_a_segment_of_its_own_and_routes_to_the_others() -> None:
+    found = planner.plan(ROUTED_DESIRED, None)
+    assert not any(names.VXLAN_L2 in (getattr(op, "interface", ""), getattr(op, "name", "")) for op in found)
+    assert not any("vx_in" in op.script for op in found if isinstance(op, ops.LoadFirewall))
+    assert not any(isinstance(op, ops.AddFlood | ops.SetFdb) for op in found), "nothing is replicated to other nodes"
+    assert [str(op.address) for op in found if isinstance(op, ops.AddAddress) and op.interface == names.BRIDGE] == [
+        "103.103.1.1/24",
+        "fd20:0:0:1::1/64",
+        "fe80::1/64",
+    ]
+    assert {op.destination: op.gateway for op in found if isinstance(op, ops.SetRoute)} == {
+        ip_network("103.103.0.0/16"): None,
+        ip_network("fd20::/48"): None,
+        PARTS["n2"][0]: ip_address("100.88.0.2"),
+        PARTS["n2"][1]: ip_address("fd97::2"),
+    }
+    assert position(found, ops.SetUp, interface=names.VXLAN_L3) < position(found, ops.SetRoute)
+
+
+def test_the_gateway_of_a_layer3_network_has_the_same_mac_everywhere() -> None:
+    macs = {ROUTED.at(parts).gateway_mac for parts in (*PARTS.values(), ())}
+    assert len(macs) == 1
+
+
+def test_routes_follow_the_nodes_parts() -> None:
+    state = replace(
+        rendered(),
+        routes={
+            ip_network("103.103.0.0/16"): None,
+            ip_network("fd20::/48"): None,
+            PARTS["n2"][0]: ip_address("100.88.0.9"),
+            ip_network("103.103.9.0/24"): ip_address("100.88.0.2"),
+        },
+    )
+    found = [op for op in planner.plan(ROUTED_DESIRED, state) if isinstance(op, ops.SetRoute | ops.RemoveRoute)]
+    assert found == [
+        ops.RemoveRoute(NETWORK.namespace, names.VXLAN_L3, ip_network("103.103.9.0/24"), ip_address("100.88.0.2")),
+        ops.SetRoute(NETWORK.namespace, names.VXLAN_L3, PARTS["n2"][0], ip_address("100.88.0.2")),
+        ops.SetRoute(NETWORK.namespace, names.VXLAN_L3, PARTS["n2"][1], ip_address("fd97::2")),
+    ]
+
+
+def test_a_node_without_a_part_reaches_the_others() -> None:
+    """For a NodePort: no endpoint is there."""
+    found = planner.plan(replace(ROUTED_DESIRED, network=ROUTED), None)
+    assert [str(op.address) for op in found if isinstance(op, ops.AddAddress) and op.interface == names.BRIDGE] == [
+        "fe80::1/64"
+    ]
+    assert sum(isinstance(op, ops.SetRoute) for op in found) == 4
+
+
+def test_a_node_with_another_part_gives_up_the_former_one() -> None:
+    state = rendered()
+    bridge = replace(state.links[names.BRIDGE], addresses=frozenset({ip_interface("103.103.7.1/24")}))
+    found = planner.plan(ROUTED_DESIRED, replace(state, links={**state.links, names.BRIDGE: bridge}))
+    assert ops.RemoveAddress(NETWORK.namespace, names.BRIDGE, ip_interface("103.103.7.1/24")) in found
