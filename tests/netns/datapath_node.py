@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.model.addresses import mac_for
+from vmnet.model.addresses import IPNetwork, mac_for
 from vmnet.model.endpoint import (
     Endpoint,
     LocalPort,
@@ -24,7 +24,7 @@ from vmnet.model.endpoint import (
     RemoteEndpoint,
 )
 from vmnet.model.names import NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Topology
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
@@ -32,19 +32,38 @@ from vmnet.plan.network import PodInterface
 NODES = {f"n{number}": Node(f"n{number}", ip_address(f"172.30.0.1{number}"), number) for number in (1, 2, 3)}
 
 
+ROUTED = range(20, 30)
+"""Numbers of Layer3 networks; they all have the same subnets."""
+
+
+def part(node: str) -> tuple[IPNetwork, ...]:
+    number = NODES[node].number
+    return ip_network(f"103.103.{number}.0/24"), ip_network(f"fd20:0:0:{number}::/64")
+
+
+def router(net: int, node: str) -> Node:
+    subnets = ((network(net).name, part(node)),) if net in ROUTED else ()
+    return replace(NODES[node], subnets=subnets)
+
+
 def network(number: int) -> Network:
+    if number in ROUTED:
+        ranges = (ip_network("103.103.0.0/16"), ip_network("fd20::/48"))
+        return Network(f"test-{number}", NetworkId(number), Topology.LAYER3, subnets=ranges, host_prefixes=(24, 64))
     subnets = (ip_network("192.168.0.0/16"), ip_network("fd20::/64"))
     return Network(name=f"test-{number}", id=NetworkId(number), subnets=subnets)
 
 
 def endpoint(net: int, host: int, node: str, pod: str) -> Endpoint:
-    address = ip_interface(f"192.168.0.{host}/16")
+    address, address6 = ip_interface(f"192.168.0.{host}/16"), ip_interface(f"fd20::{host}/64")
+    if net in ROUTED:
+        address, address6 = (ip_interface(f"{own[host]}/{own.prefixlen}") for own in part(node))
     return Endpoint(
         PodReference("ns", pod, f"uid-{net}-{pod}-{node}"),
         f"test-{net}",
         node,
         mac_for(address.ip),
-        (address, ip_interface(f"fd20::{host}/64")),
+        (address, address6),
         # Everybody here is a machine, but who is called a pod.
         machine=None if pod.startswith("pod") else MachineReference("ns", pod),
     )
@@ -66,7 +85,7 @@ class Driver:
         observed = await self.kernel.observe_network(network(net).namespace)
         present = {link.name for link in observed.ports()} if observed else set()
         return NodeNetwork(
-            network=network(net),
+            network=network(net).at(part(self.node.name)),
             node=self.node,
             mtu=1450,
             join=node_plan.allocate_join(state, NetworkId(net)),
@@ -77,7 +96,7 @@ class Driver:
                 if item.node != self.node.name and f"{item.pod.name}@{item.node}" not in standby
             ),
             peers=tuple(node.address for name, node in NODES.items() if name != self.node.name),
-            routers=tuple(node for name, node in NODES.items() if name != self.node.name),
+            routers=tuple(router(net, name) for name in NODES if name != self.node.name),
         )
 
     async def render(self, net: int, endpoints: list[list[Any]], standby: list[str]) -> int:

@@ -248,6 +248,9 @@ async def test_the_routers_of_all_nodes_reach_each_other(fabric: Fabric) -> None
         for number in ("1", "2", "3"):
             for address in (f"100.88.0.{number}", f"fd97::{number}"):
                 assert await fabric.reaches(node, "vmnet-7", address), f"{node} does not reach {address}"
+    settings = ("ipv4/conf/rt0/rp_filter", "ipv4/conf/rt0/send_redirects", "ipv6/conf/rt0/accept_dad")
+    found = await fabric.pod("n1", "vmnet-7", "cat", *(f"/proc/sys/net/{name}" for name in settings))
+    assert found.stdout.split() == ["0", "0", "0"]
     # A guest's packets are routed there too, and the answers come back by the same way.
     for address in ("100.88.0.3", "fd97::3"):
         assert await fabric.reaches("n1", "a-7", address), address
@@ -280,3 +283,87 @@ async def test_only_nodes_speak_router_to_router(fabric: Fabric) -> None:
         while await received() == before:  # the node's one has arrived: the stranger's, sent before it, will not
             await asyncio.sleep(0.05)
     assert await received() == before + 1
+
+
+ECHO = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], 8080), family=family) as listener:
+    print("ready", flush=True)
+    while True:
+        stream, peer = listener.accept()
+        with stream:
+            stream.sendall(peer[0].encode())
+"""
+ASK = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 8080), timeout=60) as stream:
+    print(b"".join(iter(lambda: stream.recv(100), b"")).decode())
+"""
+
+
+async def test_a_layer3_network_is_routed_from_node_to_node(fabric: Fabric) -> None:
+    """Two of them with the same subnets; pods on one node and on others; ping, and TCP with the client's address."""
+    pods = [[11, "n1", "a"], [12, "n1", "b"], [11, "n2", "c"], [11, "n3", "d"]]
+    await fabric.render(20, pods)
+    await fabric.render(21, [[11, "n1", "a"], [14, "n2", "e"]])
+    addresses = {pod: (f"103.103.{node[1]}.{host}", f"fd20:0:0:{node[1]}::{host:x}") for host, node, pod in pods}
+    for _, node, pod in pods:
+        for address in (found for other in addresses.values() for found in other):
+            assert await fabric.reaches(node, f"{pod}-20", address), f"{pod} does not reach {address}"
+        assert await fabric.reaches(node, f"{pod}-20", "172.30.0.100"), pod
+        assert await fabric.reaches(node, f"{pod}-20", f"103.103.{node[1]}.1"), "its gateway"
+    for index, address in enumerate(addresses["c"]):
+        namespace = ["ip", "netns", "exec", "c-20"]
+        log = await fabric.lab.spawn(f"echo{index}", "n2", [*namespace, sys.executable, "-c", ECHO, address])
+        async with asyncio.timeout(60):
+            while "ready" not in log.read_text():
+                await asyncio.sleep(0.05)
+        for pod in ("a", "b"):
+            answer = await fabric.pod("n1", f"{pod}-20", sys.executable, "-c", ASK, address)
+            assert answer.stdout.strip() == addresses[pod][index], "a router keeps the client's address"
+    # The other network's pod has an address of the same part, on the same node.
+    assert await fabric.reaches("n1", "a-21", "103.103.2.14")
+    for own, address in ((20, "103.103.2.14"), (20, "fd20:0:0:2::e"), (21, "103.103.1.12"), (21, "103.103.3.11")):
+        assert not await fabric.reaches("n1", f"a-{own}", address), f"network {own} reaches {address}"
+    for node in ("n1", "n2", "n3"):
+        await fabric.node(node, "remove", net=20)
+        assert await fabric.node(node, "remove", net=21), f"{node} keeps nothing"
+
+
+async def test_nobodys_part_of_a_layer3_network_does_not_leave_by_the_node(fabric: Fabric) -> None:
+    await fabric.render(20, [[11, "n1", "a"]])
+    for address in ("103.103.77.7", "fd20:0:0:4d::7"):
+        answer = await fabric.pod("n1", "a-20", "ping", "-c", "1", "-W", "3", address)
+        assert answer.exit == 1
+        assert "unreachable" in answer.stdout.lower(), "the gateway says so at once"
+
+
+async def test_a_layer3_network_hears_no_frame_that_is_for_others(fabric: Fabric) -> None:
+    """Port security is the same as on a segment that spans nodes."""
+    await fabric.render(20, [[11, "n1", "a"], [12, "n1", "b"], [11, "n2", "c"]])
+    forged = (
+        "Ether(src=own, dst='0a:58:67:67:01:0c')/IP(src='103.103.2.11', dst='103.103.1.12')",
+        "Ether(src=own, dst='ff:ff:ff:ff:ff:ff')/ARP(op=2, hwsrc=own, psrc='103.103.1.1', pdst='103.103.1.12')",
+        "Ether(src='0a:59:00:00:00:01', dst='0a:58:67:67:01:0c')/IP(src='103.103.1.11', dst='103.103.1.12')",
+        "Ether(src=own, dst='0a:58:67:67:01:0c')/IP(src='100.88.0.2', dst='103.103.1.12')",
+    )
+    honest = "Ether(src=own, dst='0a:58:67:67:01:0c')/IP(src='103.103.1.11', dst='103.103.1.12')/UDP()"
+    program = (
+        "import socket\n"
+        "found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n"
+        "found.bind(('ovn-udn1', 0)); found.settimeout(60)\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    frame = found.recv(2048)\n"
+        "    if b'HONEST' in frame: break\n"
+        "    if b'FORGED' in frame: print(frame.hex(), flush=True)\n"
+    )
+    log = await fabric.lab.spawn("hear", "n1", ["ip", "netns", "exec", "b-20", sys.executable, "-c", program])
+    async with asyncio.timeout(60):
+        while "ready" not in log.read_text():
+            await asyncio.sleep(0.05)
+    frames = ", ".join(f"{frame}/Raw(b'FORGED' + bytes(40))" for frame in forged)
+    await fabric.send("n1", "a-20", f"[{frames}, {honest}/Raw(b'HONEST' + bytes(40))]")
+    assert await fabric.lab.wait("hear", timeout=60) == 0
+    assert log.read_text().split() == ["ready"]

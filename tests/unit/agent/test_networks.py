@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -27,7 +28,7 @@ from vmnet.kube.api import (
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, NodeNetwork, PortState
 from vmnet.model.names import NetworkId
-from vmnet.model.network import Network, Role
+from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import ops
 from vmnet.plan.network import PodInterface
 from vmnet.plan.table import Elements, Table
@@ -72,8 +73,10 @@ class Members:
     def node_tables(self, rendered: object) -> tuple[Table, ...]:
         return ()
 
+    demanded = False
+
     def demands(self, network: str) -> bool:
-        return False
+        return self.demanded
 
 
 class Counting(FakeKernel):
@@ -97,22 +100,32 @@ class World:
     """Node n1 of two."""
 
     def __init__(self) -> None:
+        self.asked: list[str] = []
         self.kernel, self.stores = Counting(), {kind: Store() for kind in KINDS}
         cluster = Cluster(
             Stores(*(cast(Any, self.stores[kind]) for kind in KINDS)),
-            on_network=lambda name: None,
+            on_network=lambda name: self.asked.append(name),
             on_machine=lambda machine: None,
         )
         self.cluster, self.joined = cluster, list[str]()
+        self.members = Members()
         self.networks = Networks(
-            self.kernel, cluster, "n1", (), lambda endpoint: None, (Members(),), on_attached=self.joined.append
+            self.kernel, cluster, "n1", (), lambda endpoint: None, (self.members,), on_attached=self.joined.append
         )
         for number in (1, 2):
-            address = [{"type": "InternalIP", "address": f"172.30.0.1{number}"}]
-            self.stores[NODES].put({"metadata": {"name": f"n{number}"}, "status": {"addresses": address}})
+            self.node(number)
         annotations = {names.NETWORK_ID_ANNOTATION: str(NETWORK.id)}
         nad = {"namespace": "blue", "name": "net", "annotations": annotations}
         self.stores[NADS].put({"metadata": nad, "spec": {"config": NETWORK.to_nad_config(NAD)}})
+
+    def node(self, number: int, **annotations: str) -> None:
+        address = [{"type": "InternalIP", "address": f"172.30.0.1{number}"}]
+        metadata = {"name": f"n{number}", "annotations": annotations}
+        self.stores[NODES].put({"metadata": metadata, "status": {"addresses": address}})
+
+    def numbered(self, number: int, *parts: str) -> None:
+        subnets = {names.NODE_SUBNETS_ANNOTATION: json.dumps({"blue_net": parts})} if parts else {}
+        self.node(number, **{names.NODE_NUMBER_ANNOTATION: str(number)}, **subnets)
 
     def pod(self, host: int, node: str = "n1") -> Endpoint:
         address = f"192.168.0.{host}"
@@ -132,7 +145,10 @@ class World:
     async def attach(self, endpoint: Endpoint) -> int:
         netns = f"/run/netns/{endpoint.pod.name}"
         self.kernel.make_pod(netns)
-        return await self.networks.attach(NETWORK, endpoint, PortState.ACTIVE, PodInterface(netns, endpoint.pod.name))
+        attachment = self.cluster.attachment_of(NETWORK.name)
+        assert attachment is not None
+        network = attachment.network.around(endpoint.addresses)
+        return await self.networks.attach(network, endpoint, PortState.ACTIVE, PodInterface(netns, endpoint.pod.name))
 
     def tables(self) -> dict[str, str]:
         return dict(self.kernel.networks[NETWORK.namespace].tables)
@@ -188,3 +204,96 @@ async def test_a_network_that_is_not_as_it_was_left_is_made_again(world: World, 
     assert sixth.port in state.links
     assert names.BRIDGE in state.links
     assert world.tables().keys() == {"inet vmnet-members"}
+
+
+def vteps(world: World) -> set[str]:
+    return {str(vtep) for vtep in world.kernel.networks[NETWORK.namespace].tunnels.values()}
+
+
+async def test_the_routers_of_the_nodes_that_host_the_network_are_known(world: World) -> None:
+    world.node(3)
+    for number in (1, 2):
+        world.numbered(number)
+    await world.attach(world.pod(5))
+    assert vteps(world) == set(), "no other node has an endpoint"
+    world.pod(6, "n2")
+    world.pod(7, "n3")
+    await world.networks.render(NETWORK.name)
+    assert vteps(world) == {"172.30.0.12"}, "n3 has no number yet"
+    world.numbered(3)
+    await world.networks.render(NETWORK.name)
+    assert vteps(world) == {"172.30.0.12", "172.30.0.13"}
+    assert world.kernel.networks[NETWORK.namespace].links[names.VXLAN_L3].addresses == set(addresses.transit(1))
+
+
+async def test_a_network_that_is_wanted_everywhere_has_its_router_everywhere(world: World) -> None:
+    for number in (1, 2, 3):
+        world.numbered(number)
+    world.members.demanded = True
+    await world.networks.render(NETWORK.name)
+    assert vteps(world) == {"172.30.0.12", "172.30.0.13"}
+
+
+async def test_a_node_s_part_concerns_the_network_it_is_of_and_its_number_all(world: World) -> None:
+    world.numbered(2)
+    world.asked.clear()
+    parts = {"blue_net": ["103.103.2.0/24"], "other": ["10.0.0.0/24"]}
+    world.node(2, **{names.NODE_NUMBER_ANNOTATION: "2", names.NODE_SUBNETS_ANNOTATION: json.dumps(parts)})
+    assert world.asked == ["blue_net"]
+    more = {**parts, "other": ["10.0.0.0/24", "fd20::/64"]}
+    world.node(2, **{names.NODE_NUMBER_ANNOTATION: "2", names.NODE_SUBNETS_ANNOTATION: json.dumps(more)})
+    assert world.asked == ["blue_net"]
+    world.node(2, **{names.NODE_NUMBER_ANNOTATION: "9", names.NODE_SUBNETS_ANNOTATION: json.dumps(more)})
+    assert world.asked == ["blue_net", "blue_net"]
+
+
+ROUTED = replace(NETWORK, topology=Topology.LAYER3, host_prefixes=(24,))
+
+
+def routed(world: World) -> None:
+    """The network is a Layer3 one."""
+    nad = world.stores[NADS].held[NAD]
+    world.stores[NADS].put({**nad, "spec": {"config": ROUTED.to_nad_config(NAD)}})
+
+
+def routed_pod(world: World, node: int, host: int) -> Endpoint:
+    item = json.loads(json.dumps(world.stores[PODS].held.get(f"blue/p{host}") or {}))
+    if not item:
+        world.pod(host, f"n{node}")
+        item = json.loads(json.dumps(world.stores[PODS].held[f"blue/p{host}"]))
+    address = f"192.168.{node}.{host}"
+    entry = {"ip_addresses": [f"{address}/24"], "mac_address": addresses.mac_for(addresses.address(address))}
+    item["metadata"]["annotations"][names.POD_NETWORKS_ANNOTATION] = json.dumps({NAD: entry})
+    world.stores[PODS].put(item)
+    found = world.cluster.endpoint(f"blue/p{host}")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["part written", "part only on the pod"])
+async def test_a_layer3_network_shows_this_node_s_part_and_routes_to_the_others(world: World, written: bool) -> None:
+    routed(world)
+    world.numbered(1, *(["192.168.1.0/24"] if written else []))
+    world.numbered(2, "192.168.2.0/24")
+    await world.attach(routed_pod(world, 1, 5))
+    routed_pod(world, 2, 6)
+    await world.networks.render(NETWORK.name)
+    state = world.kernel.networks[NETWORK.namespace]
+    assert addresses.interface("192.168.1.1/24") in state.links[names.BRIDGE].addresses
+    assert names.VXLAN_L2 not in state.links
+    assert state.routes == {
+        addresses.network("192.168.0.0/16"): None,
+        addresses.network("192.168.2.0/24"): addresses.address("100.88.0.2"),
+    }
+    assert set(state.neighbours) & {addresses.address("192.168.2.6")} == set()
+    (shown,) = world.networks.rendered()
+    assert shown.gateway_for(4) == addresses.address("192.168.1.1")
+    # A second pod takes the short way as on any other network.
+    looks = world.kernel.looks
+    await world.attach(routed_pod(world, 1, 8))
+    assert world.kernel.looks == looks
+    world.kernel.applied.clear()
+    await world.networks.render(NETWORK.name)
+    world.kernel.applied.clear()
+    await world.networks.render(NETWORK.name)
+    assert world.kernel.applied == []
