@@ -13,6 +13,7 @@ from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.guests import GuestServices
+from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.responder import Responders
 from vmnet.agent.services import AddressService, NameService
@@ -39,6 +40,8 @@ class Settings:
     cluster_domain: str = "cluster.local"
     dns_upstreams: tuple[IPAddress, ...] = ()
     cni_socket: Path = Path("/run/vmnet/cni.sock")
+    multus: Mode = Mode.AUTO
+    cni_configurations: Path = CONFIGURATIONS
 
 
 class Agent:
@@ -69,7 +72,8 @@ class Agent:
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
-        self._attachments = Attachments(kube, self._cluster, self._networks, self._cut_overs, self._adopted)
+        multus = Multus(settings.multus, settings.cni_configurations)
+        self._attachments = Attachments(kube, self._cluster, self._networks, self._cut_overs, self._adopted, multus)
         self._server = CniServer(settings.cni_socket, self._attachments.handle)
         self._settings = settings
 
@@ -133,7 +137,7 @@ class Agent:
             await asyncio.sleep(0.5)
         await self._networks.prepare_node()
         for endpoint in await self._networks.adopt():
-            found = self._cluster.primary(endpoint.pod.namespace)
+            found = self._cluster.attachment_of(endpoint.network)
             if found is None or endpoint.machine is None:
                 continue
             gate = await self._networks.gate(found.network, endpoint)

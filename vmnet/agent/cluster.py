@@ -11,6 +11,7 @@ from vmnet.agent.facts import Attachment
 from vmnet.kube.api import Informer, Object, object_key
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, MachineReference, Node
+from vmnet.model.names import InterfaceName
 from vmnet.model.network import Role
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,13 @@ class Cluster:
         self._on_network = on_network
         self._on_machine = on_machine
         self._attachments: dict[str, Attachment] = {}
-        self._endpoints: dict[str, Endpoint] = {}
-        self._by_network: dict[str, set[str]] = {}
+        self._endpoints: dict[str, dict[str, Endpoint]] = {}
+        """Pod → attachment (NAD) → endpoint; the primary network's first, then as the pod asks for them."""
+        self._by_network: dict[str, set[tuple[str, str]]] = {}
+        self._askers: dict[str, set[str]] = {}
+        """Attachment → the pods that ask for it by annotation, whatever their namespace."""
+        self._interfaces: dict[tuple[str, str], InterfaceName] = {}
+        """Pod uid and attachment → the name its runtime gave, where that is not what the annotation says."""
         self._by_machine: dict[MachineReference, set[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
@@ -91,6 +97,14 @@ class Cluster:
                 return found
         return None
 
+    def attachment(self, key: str) -> Attachment | None:
+        """Our NAD ``namespace/name``."""
+        return self._attachments.get(key)
+
+    def known_attachment(self, key: str) -> bool:
+        """Whether a NAD of that key is there at all, ours or not."""
+        return self._stores.nads.get(key) is not None
+
     def attachment_of(self, network: str) -> Attachment | None:
         """Any attachment of a network: they are equal but for their key."""
         return next((found for found in self._attachments.values() if found.network.name == network), None)
@@ -115,13 +129,21 @@ class Cluster:
         """All nodes that have an address."""
         return tuple(self._nodes.values())
 
-    def endpoint(self, pod_key: str) -> Endpoint | None:
-        """Endpoint of a living pod on its namespace's primary network."""
-        return self._endpoints.get(pod_key)
+    def endpoint(self, pod_key: str, attachment: str | None = None) -> Endpoint | None:
+        """Endpoint of a living pod on an attachment (NAD), or else on its namespace's primary network."""
+        found = self._endpoints.get(pod_key, {})
+        if attachment is not None:
+            return found.get(attachment)
+        return next((item for item in found.values() if item.interface == names.PRIMARY_INTERFACE), None)
+
+    def endpoints_of(self, pod_key: str) -> tuple[Endpoint, ...]:
+        """Every endpoint of a living pod, the primary network's first."""
+        return tuple(self._endpoints.get(pod_key, {}).values())
 
     def endpoints(self, network: str) -> tuple[Endpoint, ...]:
         """Every endpoint of a network, one per *living pod*: a migrating machine has two."""
-        return tuple(self._endpoints[key] for key in sorted(self._by_network.get(network, ())))
+        keys = sorted(self._by_network.get(network, ()))
+        return tuple(self._endpoints[pod][attachment] for pod, attachment in keys)
 
     def live_endpoints(self, network: str) -> tuple[Endpoint, ...]:
         """One endpoint per pod or machine: of a migrating machine only the pod that holds the guest."""
@@ -174,11 +196,21 @@ class Cluster:
             if not self._namespaces_awaited[namespace]:
                 del self._namespaces_awaited[namespace]
 
-    async def wait_for_endpoint(self, pod_key: str, uid: str | None) -> Endpoint:
-        """The endpoint of exactly this pod, as soon as its addresses are written. The caller sets the timeout."""
+    async def wait_for_pod(self, pod_key: str, uid: str | None) -> Object:
+        """Exactly this pod, as soon as the store has it. The caller sets the timeout."""
         while True:
-            found = self._endpoints.get(pod_key)
-            if found is not None and uid in (None, found.pod.uid):
+            found = self.pod(pod_key)
+            if found is not None and facts.is_pod(found, uid):
+                return found
+            await self.wait_for_change(pod_key)
+
+    async def wait_for_endpoint(self, pod_key: str, uid: str | None, attachment: str | None = None) -> Endpoint:
+        """The endpoint of exactly this pod on an attachment (None: the primary network), as soon as its addresses are
+        written. The caller sets the timeout."""
+        while True:
+            pod = await self.wait_for_pod(pod_key, uid)
+            found = self.endpoint(pod_key, attachment)
+            if found is not None and found.pod.uid == pod["metadata"]["uid"]:
                 return found
             await self.wait_for_change(pod_key)
 
@@ -193,6 +225,17 @@ class Cluster:
             waiting.discard(changed)
             if not waiting:
                 self._waiting.pop(pod_key, None)
+
+    def name_interface(self, endpoint: Endpoint, interface: InterfaceName) -> Endpoint:
+        """A runtime has given this endpoint's interface a name of its own choice. Returns the endpoint as it is now."""
+        pod_key = f"{endpoint.pod.namespace}/{endpoint.pod.name}"
+        found = self._endpoints.get(pod_key, {})
+        for attachment, other in found.items():
+            if other == endpoint and other.interface != interface:
+                self._interfaces[endpoint.pod.uid, attachment] = interface
+                found[attachment] = replace(other, interface=interface)
+                return found[attachment]
+        return endpoint
 
     # Following
 
@@ -209,30 +252,64 @@ class Cluster:
                 if not keys:
                     del self._by_machine[machine]
                 self._on_machine(machine)
+        for state, present in ((old, False), (new, True)):
+            for attachment in _asked(state):
+                askers = self._askers.setdefault(attachment, set())
+                (askers.add if present else askers.discard)(key)
+                if not askers:
+                    del self._askers[attachment]
+        if old is not None and (new is None or old["metadata"]["uid"] != new["metadata"]["uid"]):
+            gone = old["metadata"]["uid"]
+            self._interfaces = {found: name for found, name in self._interfaces.items() if found[0] != gone}
         self._index(key, new)
         for waiting in self._waiting.get(key, ()):
             waiting.set()
 
     def _index(self, key: str, pod: Object | None) -> None:
-        before = self._endpoints.pop(key, None)
-        after = None
-        if pod is not None and facts.alive(pod):
-            found = self.primary(pod["metadata"]["namespace"])
-            if found is not None:
-                try:
-                    after = facts.endpoint(pod, found)
-                except ValueError as error:
-                    log.warning("pod %s: %s", key, error)
-        if after is not None:
+        before = self._endpoints.pop(key, {})
+        after = self._endpoints_in(key, pod) if pod is not None and facts.alive(pod) else {}
+        if after:
             self._endpoints[key] = after
-        for endpoint, present in ((before, False), (after, True)):
-            if endpoint is None:
+        for endpoints, present in ((before, False), (after, True)):
+            for attachment, endpoint in endpoints.items():
+                members = self._by_network.setdefault(endpoint.network, set())
+                (members.add if present else members.discard)((key, attachment))
+                if not members:
+                    del self._by_network[endpoint.network]
+        machine = pod is not None and facts.machine_of(pod) is not None
+        changed = {item.network for item in (*before.values(), *after.values())} if machine else set()
+        for attachment in before.keys() | after.keys():
+            old, new = before.get(attachment), after.get(attachment)
+            changed |= {item.network for item in (old, new) if item is not None and old != new}
+        for network in sorted(changed):
+            self._on_network(network)
+
+    def _endpoints_in(self, key: str, pod: Object) -> dict[str, Endpoint]:
+        found: dict[str, Endpoint] = {}
+        for attachment, interface in self._attachments_for(key, pod):
+            name = self._interfaces.get((pod["metadata"]["uid"], attachment.key), interface)
+            try:
+                endpoint = facts.endpoint(pod, attachment, name)
+            except ValueError as error:
+                log.warning("pod %s: %s", key, error)
                 continue
-            keys = self._by_network.setdefault(endpoint.network, set())
-            (keys.add if present else keys.discard)(key)
-        if before != after or (pod is not None and facts.machine_of(pod) is not None):
-            for network in {endpoint.network for endpoint in (before, after) if endpoint is not None}:
-                self._on_network(network)
+            if endpoint is not None:
+                found[attachment.key] = endpoint
+        return found
+
+    def _attachments_for(self, key: str, pod: Object) -> Iterator[tuple[Attachment, InterfaceName]]:
+        primary = self.primary(pod["metadata"]["namespace"])
+        if primary is not None:
+            yield primary, names.PRIMARY_INTERFACE
+        try:
+            wanted = facts.secondaries(pod)
+        except ValueError as error:
+            log.warning("pod %s: %s", key, error)
+            return
+        for selection in wanted:
+            found = self._attachments.get(selection.key)
+            if found is not None and found.network.role is Role.SECONDARY:
+                yield found, selection.interface
 
     def _nad_changed(self, old: Object | None, new: Object | None) -> None:
         item = facts.subject(old, new)
@@ -248,7 +325,7 @@ class Cluster:
                 self._attachments[key] = after
         if before == self._attachments.get(key):
             return
-        for pod_key in tuple(self._by_namespace.get(item["metadata"]["namespace"], ())):
+        for pod_key in self._by_namespace.get(item["metadata"]["namespace"], set()) | self._askers.get(key, set()):
             self._index(pod_key, self._stores.pods.get(pod_key))
             for waiting in self._waiting.get(pod_key, ()):
                 waiting.set()
@@ -282,10 +359,19 @@ class Cluster:
         item = facts.subject(old, new)
         reference = MachineReference(item["metadata"]["namespace"], item["metadata"]["name"])
         self._on_machine(reference)
+        if _place(old) == _place(new):
+            return
         for key in self._by_machine.get(reference, ()):
-            endpoint = self._endpoints.get(key)
-            if endpoint is not None and _place(old) != _place(new):
+            for endpoint in self.endpoints_of(key):
                 self._on_network(endpoint.network)
+
+
+def _asked(pod: Object | None) -> frozenset[str]:
+    """Attachments that a pod asks for; none where the request cannot be read, which ``_index`` tells."""
+    try:
+        return frozenset(found.key for found in facts.secondaries(pod)) if pod is not None else frozenset()
+    except ValueError:
+        return frozenset()
 
 
 def _place(vmi: Object | None) -> tuple[object, object]:

@@ -122,12 +122,11 @@ class CutOvers:
         """
         pods = self._cluster.machine_pods(reference)
         for pod in pods:
-            endpoint = self._cluster.endpoint(f"{pod['metadata']['namespace']}/{pod['metadata']['name']}")
-            if endpoint is None or endpoint.node != self._networks.node_name:
-                continue
-            found = self._cluster.primary(endpoint.pod.namespace)
-            if found is not None and found.network.stretched:
-                await self._reconcile_port(found.network, endpoint)
+            for endpoint in self._cluster.endpoints_of(f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"):
+                found = self._cluster.attachment_of(endpoint.network)
+                here = endpoint.node == self._networks.node_name
+                if found is not None and found.network.stretched and here:
+                    await self._reconcile_port(found.network, endpoint)
 
     async def _reconcile_port(self, network: Network, endpoint: Endpoint) -> None:
         gate = await self._networks.gate(network, endpoint)
@@ -232,6 +231,10 @@ class CutOvers:
         self._staged.pop(staged.endpoint.port, None)
 
     async def _write(self, pod: PodReference, cut_over: CutOver) -> None:
+        endpoints = self._cluster.endpoints_of(f"{pod.namespace}/{pod.name}")
+        if endpoints and endpoints[0].network != cut_over.network:
+            # One record for each migration: of the primary network, or else the first that the machine names.
+            return
         body = {"metadata": {"uid": pod.uid, "annotations": {names.CUT_OVER_ANNOTATION: json.dumps(asdict(cut_over))}}}
         try:
             await self._kube.patch(PODS, pod.name, body, pod.namespace)

@@ -4,16 +4,20 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from vmnet.kube.api import Object
 from vmnet.model import addresses, names, parts
 from vmnet.model.endpoint import Endpoint, MachineReference, Node, PodReference
+from vmnet.model.names import InterfaceName
 from vmnet.model.network import Network, from_nad
+from vmnet.model.selection import Selection, selections
 
 log = logging.getLogger(__name__)
 
 FINISHED_PHASES = frozenset({"Succeeded", "Failed"})
+MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
+"""On the mirror pod of a static pod: the static pod's uid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +91,29 @@ def allocation(pod: Object, key: str) -> Mapping[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def endpoint(pod: Object, found: Attachment) -> Endpoint | None:
+def secondaries(pod: Object) -> tuple[Selection, ...]:
+    """The secondary networks that a pod asks for and may have. Raises ValueError for a bad annotation."""
+    metadata = pod["metadata"]
+    return tuple(found for found in selections(metadata) if found.usable_from(metadata["namespace"]))
+
+
+def is_pod(pod: Object, uid: str | None) -> bool:
+    """Whether this object is the pod that a container runtime calls ``uid`` (None: it does not say).
+
+    Of a static pod the runtime knows the uid that kubelet made up, the API the one of its mirror.
+    """
+    static = annotations(pod).get(MIRROR_ANNOTATION)
+    return uid in (None, pod["metadata"]["uid"]) or (static is not None and uid == static)
+
+
+def endpoint(pod: Object, found: Attachment, interface: InterfaceName = names.PRIMARY_INTERFACE) -> Endpoint | None:
     """The endpoint of a pod on a network; None while nothing is allocated. Raises ValueError for a bad annotation."""
     entry = allocation(pod, found.key)
     if entry is None or not node_of(pod):
         return None
     try:
-        texts = entry.get("ip_addresses") or [entry["ip_address"]]
+        # A network without IPAM gives a MAC only.
+        texts = entry.get("ip_addresses") or ([entry["ip_address"]] if found.network.subnets else [])
         mac = addresses.parse_mac(entry["mac_address"])
         interfaces = sorted((addresses.interface(text) for text in texts), key=lambda item: item.version)
     except (KeyError, TypeError) as error:
@@ -107,6 +127,7 @@ def endpoint(pod: Object, found: Attachment) -> Endpoint | None:
         node=node_of(pod),
         mac=mac,
         addresses=tuple(interfaces),
+        interface=interface,
         machine=machine,
         hostname=machine.name if machine else str(pod["spec"].get("hostname") or pod["metadata"]["name"]),
     )
@@ -165,9 +186,12 @@ def live_pod(pods: Iterable[Object], vmi: Object | None) -> Object | None:
 def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
     """True when no migration is under way, as far as the stores agree: the API's word about the place is final.
 
-    A single pod on another node than the VMI names means that one store is behind the other.
+    A single pod on another node than the VMI names means that one store is behind the other; of more than two, one has
+    come that the VMI does not know yet, or one has gone that its store still holds.
     """
     living = [pod for pod in pods if alive(pod)]
+    if len(living) > 2:
+        return False
     if len(living) <= 1:
         where = ((vmi or {}).get("status") or {}).get("nodeName")
         return not living or where in (None, "", node_of(living[0]))

@@ -88,7 +88,7 @@ class GuestServices:
                 segment = await self._open(network)
         changed = any(segment.leases.get(mac) != lease for mac, lease in leases.items())
         segment.leases = leases
-        if not any(lease.ipv6 for lease in leases.values()):
+        if not any(lease.ipv6 and lease.router for lease in leases.values()):
             segment.advertising = None
         elif changed or segment.advertising is None:
             segment.advertising = schedule.advertising(asyncio.get_running_loop().time())
@@ -114,7 +114,7 @@ class GuestServices:
             udp_ports=(dhcp4.SERVER_PORT, dhcp6.SERVER_PORT),
         )
         refuge: socket.socket | None = None
-        gateway = network.gateway_for(4)
+        gateway = network.gateway_for(4) if network.routed else None
         try:
             if isinstance(gateway, IPv4Address):
                 refuge = await self._kernel.udp_socket(network.namespace, gateway, dhcp4.SERVER_PORT)

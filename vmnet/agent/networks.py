@@ -12,7 +12,7 @@ from vmnet.model import names
 from vmnet.model.addresses import IPNetwork
 from vmnet.model.endpoint import Endpoint, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Role
 from vmnet.plan import firewall, ops
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
@@ -146,6 +146,9 @@ class Networks:
         self._held[namespace] = {table.identity: table for table in tables}
 
     def _tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
+        if desired.network.role is not Role.PRIMARY:
+            # Services, policies and translation are the primary networks'.
+            return ()
         return tuple(table for source in self._sources for table in source.network_tables(desired))
 
     async def _render(self, desired: NodeNetwork, observed: NetworkState | None) -> None:
@@ -168,6 +171,8 @@ class Networks:
                 await self._kernel.apply(network_plan.remove(NetworkId(int(namespace.removeprefix("vmnet-")))))
             else:
                 await self.render(network.name)
+        if state.namespaces - known.keys():
+            await self.prepare_node()
         return tuple(self._ports.values())
 
     async def render(self, name: str) -> None:
@@ -177,10 +182,11 @@ class Networks:
             if network is None:
                 return
             observed = await self._kernel.observe_network(network.namespace)
-            demanded = self._network(name) is not None and self._demanded(name)
+            demanded = self._demanded(name)
             if observed is None and not demanded:
                 if name in self._rendered:
                     await self._leave(network)
+                    await self.prepare_node()
                 return
             created = observed is None
             observed = observed or NetworkState(network.namespace)
@@ -189,6 +195,7 @@ class Networks:
             if not desired.ports and not demanded:
                 await self._leave(network)
                 await self._kernel.apply(network_plan.remove(network.id))
+                await self.prepare_node()  # the node listens for its VNIs no longer
             else:
                 await self._render(desired, None if created else observed)
                 await self._follow(desired)
@@ -262,21 +269,28 @@ class Networks:
         self._on_attached(network.name)
         return True
 
-    async def detach(self, container: str) -> None:
-        """Remove what a container had, by its mark on the link. Raises KernelError."""
+    async def detach(self, container: str, interface: str | None = None) -> None:
+        """Remove what a container had (None: every interface of it), by the marks on the links. Raises KernelError."""
         for namespace in sorted((await self._kernel.observe_node()).namespaces):
             observed = await self._kernel.observe_network(namespace)
             for link in observed.ports() if observed is not None else ():
-                if link.alias == container:
+                owner, name = network_plan.owner_of(link)
+                if owner == container and interface in (None, name):
                     await self._detach(namespace, link.name)
 
-    async def keep_only(self, containers: set[str]) -> int:
-        """Free every port whose container is not in the list; returns how many. Raises KernelError."""
+    async def keep_only(self, valid: Callable[[str, str], bool], network: str | None = None) -> int:
+        """Free the ports, of one network or of all, whose container and interface are not valid; returns how many.
+
+        Raises KernelError.
+        """
         freed = 0
+        only = self._network(network) if network is not None else None
         for namespace in sorted((await self._kernel.observe_node()).namespaces):
+            if network is not None and (only is None or only.namespace != namespace):
+                continue
             observed = await self._kernel.observe_network(namespace)
             for link in observed.ports() if observed is not None else ():
-                if link.alias not in containers:
+                if not valid(*network_plan.owner_of(link)):
                     await self._detach(namespace, link.name)
                     freed += 1
         return freed
@@ -341,6 +355,9 @@ class Networks:
         return self._locks.setdefault(name, asyncio.Lock())
 
     def _demanded(self, name: str) -> bool:
+        network = self._network(name)
+        if network is None or network.role is not Role.PRIMARY:
+            return False
         return any(source.demands(name) for source in self._sources)
 
     def _network(self, name: str) -> Network | None:
@@ -362,6 +379,8 @@ class Networks:
         everywhere = self._cluster.endpoints(network.name)
         network = network.at(self._parts(network, node, joining))
         present = {link.name for link in observed.ports()}
+        self._recall_names(everywhere, observed)
+        everywhere = self._cluster.endpoints(network.name)
         # A port that has lost its rules, and its guest's key with them, is closed unless the API says it is here.
         ports = [
             LocalPort(
@@ -410,6 +429,16 @@ class Networks:
             peers=tuple(sorted(peers, key=str)),
             routers=tuple(sorted(routers, key=lambda other: other.name)),
         )
+
+    def _recall_names(self, endpoints: Iterable[Endpoint], observed: NetworkState) -> None:
+        """Ports whose runtime gave the interface another name than the pod's annotation: the mark on the port tells."""
+        present = {link.name: network_plan.owner_of(link)[1] for link in observed.ports()}
+        for endpoint in endpoints:
+            if endpoint.node != self.node_name or endpoint.port in present:
+                continue
+            for port, interface in present.items():
+                if port == names.port_interface(endpoint.pod.uid, interface):
+                    self._cluster.name_interface(endpoint, InterfaceName(interface))
 
     async def _follow(self, desired: NodeNetwork) -> None:
         self._rendered[desired.network.name] = desired.network

@@ -6,7 +6,7 @@ from vmnet.agent.guests import GuestServices
 from vmnet.agent.responder import Responders
 from vmnet.model.endpoint import Endpoint
 from vmnet.model.names import NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Role
 
 
 class AddressService:
@@ -35,7 +35,12 @@ class NameService:
     async def follow(
         self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
     ) -> None:
-        """A standby copy of a machine has its addresses already, so the live ones are all there is."""
+        """A standby copy of a machine has its addresses already, so the live ones are all there is.
+
+        Only primary networks have a gateway that a responder could listen on, and names.
+        """
+        if network.role is not Role.PRIMARY:
+            return
         await self._responders.update(network, everywhere)
 
     async def leave(self, network_id: NetworkId) -> None:

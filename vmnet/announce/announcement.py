@@ -63,7 +63,7 @@ def announcements(lease: Lease) -> tuple[Announcement, ...]:
 
 def _for_guest(lease: Lease) -> tuple[Announcement, ...]:
     found: list[Announcement] = []
-    if lease.ipv4 is not None:
+    if lease.ipv4 is not None and lease.router:
         gateway = arp.reply(lease.gateway_mac, lease.ipv4.gateway, lease.mac, lease.ipv4.address.ip)
         found.append(Announcement(Kind.GATEWAY_ARP, names.BRIDGE, arp.encode(gateway)))
     advertisement = router.advertisement(lease)

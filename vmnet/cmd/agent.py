@@ -13,6 +13,7 @@ from aiohttp import web
 from vmnet import metrics
 from vmnet.agent.agent import Agent, Settings
 from vmnet.agent.cluster import Stores
+from vmnet.agent.multus import CONFIGURATIONS, Mode
 from vmnet.cmd.controller import host_and_port
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLICIES, SERVICES, VMIS
@@ -49,6 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="server that names outside the cluster domain are forwarded to; may be repeated",
     )
     parser.add_argument("--cni-socket", type=Path, default=Path(names.CNI_SOCKET), help="%(default)s")
+    parser.add_argument(
+        "--multus",
+        choices=[mode.value for mode in Mode],
+        default=Mode.AUTO.value,
+        help="whether Multus attaches pods to secondary networks; without it this agent does (%(default)s)",
+    )
+    parser.add_argument(
+        "--cni-configurations",
+        type=Path,
+        default=CONFIGURATIONS,
+        metavar="DIRECTORY",
+        help="where Multus is looked for (%(default)s)",
+    )
     parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
 
 
@@ -62,6 +76,8 @@ async def run(arguments: argparse.Namespace) -> int:
         cluster_domain=arguments.cluster_domain,
         dns_upstreams=tuple(arguments.dns_upstream),
         cni_socket=arguments.cni_socket,
+        multus=Mode(arguments.multus),
+        cni_configurations=arguments.cni_configurations,
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -56,6 +56,12 @@ class Request:
         return str(self.config.get("name", ""))
 
     @property
+    def attachment(self) -> str | None:
+        """``<namespace>/<nad>`` when a meta-plugin asks for one attachment, with its definition as configuration; None
+        for a call of the chain that every pod passes."""
+        return str(self.config.get("netAttachDefName") or "") or None
+
+    @property
     def pod(self) -> PodReference | None:
         """The pod of this container; None when the runtime is not a Kubernetes one. ``uid`` may be empty."""
         namespace, name = self.args.get("K8S_POD_NAMESPACE"), self.args.get("K8S_POD_NAME")

@@ -27,6 +27,8 @@ from vmnet.kube.api import (
 from vmnet.kube.conditions import find_condition
 from vmnet.kube.events import Recorder
 from vmnet.model import names
+from vmnet.model.network import Role
+from vmnet.model.selection import SHARED_NAMESPACE
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +78,15 @@ class MachineReconciler:
         if owner is None or machine is None or (objects.deleting(owner[1]) and vmi is None):
             return
         namespace = objects.namespace_of(machine)
-        attachment = self._cluster.primary(namespace)
-        network = objects.primary_network_name(machine)
-        if attachment is None or network is None or not self._cluster.labelled(namespace):
-            return
-        if attachment.network.persistent:
-            await self._ensure(owner, machine, attachment, network)
+        for network, nad in objects.machine_networks(machine).items():
+            if nad is not None:
+                attachment = self._cluster.attachment(nad)
+            else:
+                attachment = self._cluster.primary(namespace) if self._cluster.labelled(namespace) else None
+            if attachment is None or (attachment.network.role is Role.PRIMARY) is not (nad is None):
+                continue
+            if attachment.network.persistent and not attachment.deleting:
+                await self._ensure(owner, machine, attachment, network)
 
     def _abandoned(self, claim: Object, vm: Object | None, vmi: Object | None) -> bool:
         reference = objects.owner_reference(claim, controller=False)
@@ -215,7 +220,9 @@ class ClaimReconciler:
             self._ledger.release(claim_owner(key))
             return
         name = (claim.get("spec") or {}).get("network")
-        attachment = next(iter(self._cluster.attachments(objects.namespace_of(claim), network=name)), None)
+        namespaces = (objects.namespace_of(claim), SHARED_NAMESPACE)
+        found = (item for place in namespaces for item in self._cluster.attachments(place, network=name))
+        attachment = next(found, None)
         if attachment is None or not attachment.network.subnets or not attachment.network.stretched:
             # What a Layer3 network gives is bound to a node, and so is nothing for a machine to keep.
             return

@@ -25,6 +25,7 @@ from vmnet.kube.api import (
 )
 from vmnet.model import names
 from vmnet.model.network import Network, Role, from_nad
+from vmnet.model.selection import selections
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Cluster:
         self._pods = Index(informers[PODS], lambda item: (objects.namespace_of(item),))
         self._launchers = Index(informers[PODS], _created_by)
         self._claimants = Index(informers[PODS], _claimed)
+        self._attached = Index(informers[PODS], _attached)
+        self._askers = Index(informers[PODS], _asked)
         self._claims = Index(informers[CLAIMS], lambda item: (f"network {(item.get('spec') or {}).get('network')}",))
 
     @property
@@ -151,19 +154,23 @@ class Cluster:
         """The claims on a network."""
         return self._claims[f"network {network}"]
 
+    def attached(self, attachment: str) -> Iterator[Object]:
+        """Pods that have something by this NAD, of whatever namespace."""
+        return self._attached[attachment]
+
+    def askers(self, attachment: str) -> Iterator[Object]:
+        """Pods that ask for this NAD by annotation."""
+        return self._askers[attachment]
+
+    def uses(self, pod: Object, attachment: str) -> bool:
+        """Whether a pod, living or not, has something by this NAD, or may have."""
+        return not {attachment, _unreadable(attachment.partition("/")[0])}.isdisjoint(_attached(pod))
+
     def users(self, attachment: str) -> list[Object]:
         """Living pods that have addresses by this NAD."""
-        namespace = attachment.partition("/")[0]
-        found = []
-        for pod in self.pods(namespace):
-            try:
-                uses = attachment in objects.pod_networks(pod)
-            except ValueError:
-                # Unreadable: what cannot be excluded counts.
-                uses = True
-            if uses and objects.alive(pod):
-                found.append(pod)
-        return found
+        # What cannot be read cannot be excluded, so it counts.
+        unreadable = self._attached[_unreadable(attachment.partition("/")[0])]
+        return [pod for pod in (*self._attached[attachment], *unreadable) if objects.alive(pod)]
 
     def machine_of(self, pod: Object) -> Object | None:
         """The VMI of a launcher pod."""
@@ -178,28 +185,31 @@ class Cluster:
         uid = vmi["metadata"].get("uid")
         return vmi if uid in (owner.get("uid"), objects.labels(pod).get(names.CREATED_BY_LABEL)) else None
 
-    def claim_reference(self, pod: Object, network: Network) -> ClaimReference | None:
-        """The claim whose addresses the pod takes; None for pods that own their addresses.
+    def claim_reference(self, pod: Object, attachment: Attachment) -> ClaimReference | None:
+        """The claim whose addresses the pod takes on a network; None for pods that own their addresses.
 
         A webhook writes it on the pod; without one it follows from the VMI. Raises ValueError for unreadable requests.
         """
-        request = objects.pod_request(pod)
+        request = self.request(pod, attachment)
         namespace = objects.namespace_of(pod)
         if request.claim:
             return ClaimReference(f"{namespace}/{request.claim}")
-        if not network.persistent or not objects.is_launcher(pod):
+        if not attachment.network.persistent or not objects.is_launcher(pod):
             return None
         vmi = self.machine_of(pod)
-        name = objects.primary_network_name(vmi) if vmi is not None else None
+        name = objects.network_name_of(vmi, _name_of(attachment)) if vmi is not None else None
         if vmi is None or name is None:
             return None
         return ClaimReference(f"{namespace}/{names.claim_name(vmi['metadata']['name'], name)}", name)
 
+    def request(self, pod: Object, attachment: Attachment) -> objects.Request:
+        """What a pod asks for on a network. Raises ValueError for unreadable requests."""
+        if attachment.network.role is Role.PRIMARY:
+            return objects.pod_request(pod)
+        return objects.secondary_request(pod, attachment.key) or objects.Request()
+
     def claim_users(self, claim: Object) -> list[Object]:
         """Living pods that take their addresses from a claim, oldest first."""
-        attachment = self.primary(objects.namespace_of(claim))
-        if attachment is None:
-            return []
         key = object_key(claim)
         machine = self.claim_machine(claim)
         candidates = {object_key(pod): pod for pod in self._claimants[key]}
@@ -207,13 +217,35 @@ class Cluster:
             candidates |= {object_key(pod): pod for pod in self.launchers(machine)}
         found = []
         for pod in candidates.values():
-            try:
-                reference = self.claim_reference(pod, attachment.network)
-            except ValueError:
-                continue
-            if reference is not None and reference.key == key and objects.alive(pod):
+            if objects.alive(pod) and self._claimed_by(pod, claim) is not None:
                 found.append(pod)
         return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp") or ""))
+
+    def _claimed_by(self, pod: Object, claim: Object) -> Attachment | None:
+        """The attachment for which a pod refers to a claim."""
+        for attachment in self.wanted(pod):
+            if attachment.network.name != (claim.get("spec") or {}).get("network"):
+                continue
+            try:
+                reference = self.claim_reference(pod, attachment)
+            except ValueError:
+                continue
+            if reference is not None and reference.key == object_key(claim):
+                return attachment
+        return None
+
+    def wanted(self, pod: Object) -> list[Attachment]:
+        """The attachments a pod shall have that exist: its namespace's primary network, and those that it asks for."""
+        found = [self.primary(objects.namespace_of(pod))]
+        try:
+            found += [self._attachments.get(selection.key) for selection in selections(pod["metadata"])]
+        except ValueError:
+            log.debug("pod %s: its request for networks cannot be read", object_key(pod))
+        return [attachment for attachment in found if attachment is not None]
+
+    def claims_of(self, pod: Object) -> tuple[str, ...]:
+        """Keys of the claims that a pod refers to by name."""
+        return _claimed(pod)
 
     def claim_machine(self, claim: Object) -> Object | None:
         """The VMI, or the VM while it is stopped, that owns a claim."""
@@ -231,12 +263,14 @@ class Cluster:
         """What the user of a claim asks for; None while it has no user. Raises ValueError for unreadable requests."""
         machine = self.claim_machine(claim)
         if machine is not None:
-            network = objects.primary_network_name(machine)
-            if network and claim["metadata"]["name"] == names.claim_name(machine["metadata"]["name"], network):
-                return objects.machine_request(machine, network)
+            for network in objects.machine_networks(machine):
+                if claim["metadata"]["name"] == names.claim_name(machine["metadata"]["name"], network):
+                    return objects.machine_request(machine, network)
             return objects.Request()
         for pod in self.claim_users(claim):
-            return objects.pod_request(pod)
+            attachment = self._claimed_by(pod, claim)
+            if attachment is not None:
+                return self.request(pod, attachment)
         return None
 
     def _nad_changed(self, old: Object | None, new: Object | None) -> None:
@@ -262,8 +296,37 @@ def _created_by(pod: Object) -> tuple[str, ...]:
 
 
 def _claimed(pod: Object) -> tuple[str, ...]:
+    found: list[str | None] = []
     try:
-        claim = objects.pod_request(pod).claim
+        found.append(objects.pod_request(pod).claim)
+    except ValueError:
+        log.debug("pod %s: its static request cannot be read", object_key(pod))
+    try:
+        found += [selection.claim for selection in selections(pod["metadata"])]
+    except ValueError:
+        log.debug("pod %s: its request for networks cannot be read", object_key(pod))
+    return tuple(f"{objects.namespace_of(pod)}/{claim}" for claim in found if claim)
+
+
+def _attached(pod: Object) -> tuple[str, ...]:
+    try:
+        return tuple(objects.pod_networks(pod))
+    except ValueError:
+        return (_unreadable(objects.namespace_of(pod)),)
+
+
+def _asked(pod: Object) -> tuple[str, ...]:
+    try:
+        return tuple(selection.key for selection in selections(pod["metadata"]))
     except ValueError:
         return ()
-    return (f"{objects.namespace_of(pod)}/{claim}",) if claim else ()
+
+
+def _unreadable(namespace: str) -> str:
+    """Group of the pods of a namespace whose annotation nobody can read."""
+    return f"unreadable in {namespace}"
+
+
+def _name_of(attachment: Attachment) -> str | None:
+    """How the spec of a machine names the network: by its NAD, or as the pod's own (None)."""
+    return None if attachment.network.role is Role.PRIMARY else attachment.key

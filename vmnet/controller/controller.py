@@ -222,7 +222,7 @@ class Controller:
             self._parts_freed()
         elif objects.deleting(new):
             self._add("nad", new)
-        for pod in self.cluster.pods(namespace):
+        for pod in (*self.cluster.pods(namespace), *self.cluster.askers(object_key(item))):
             self.queues["pod"].add(object_key(pod))
         for claim in self.cluster.items(CLAIMS):
             if objects.namespace_of(claim) == namespace:
@@ -270,8 +270,7 @@ class Controller:
     def _claims_of(self, machine: Object | None) -> None:
         if machine is None:
             return
-        network = objects.primary_network_name(machine)
-        if network:
+        for network in objects.machine_networks(machine):
             name = names.claim_name(machine["metadata"]["name"], network)
             self.queues["claim"].add(f"{objects.namespace_of(machine)}/{name}")
 
@@ -286,19 +285,17 @@ class Controller:
         if item is None:
             return
         self._add("pod", item)
-        if new is None or not objects.alive(new):
-            namespace = objects.namespace_of(item)
+        if self.networks.blocked and (old is None or new is None or not objects.alive(new) or _renetworked(old, new)):
             for (resource, key), waiting in tuple(self.networks.blocked.items()):
-                if namespace in waiting:
+                if any(self.cluster.uses(pod, nad) for pod in (old, new) if pod is not None for nad in waiting):
                     self.queues[_QUEUE_OF[resource]].add(key)
         vmi = self.cluster.machine_of(item)
         if vmi is not None:
             self._add("migration", vmi)
             self._claims_of(vmi)
         else:
-            claim = objects.annotations(item).get(names.PRIMARY_CLAIM_ANNOTATION)
-            if claim:
-                self.queues["claim"].add(f"{objects.namespace_of(item)}/{claim}")
+            for claim in self.cluster.claims_of(item):
+                self.queues["claim"].add(claim)
 
     def _add(self, kind: str, item: Object | None) -> None:
         if item is not None:
@@ -306,6 +303,12 @@ class Controller:
 
 
 _QUEUE_OF: Final = {UDNS: "udn", CUDNS: "cudn", NADS: "nad"}
+
+
+def _renetworked(old: Object, new: Object) -> bool:
+    """Whether what a pod has on its networks changed."""
+    key = names.POD_NETWORKS_ANNOTATION
+    return objects.annotations(old).get(key) != objects.annotations(new).get(key)
 
 
 def _observe(kind: str, result: str, seconds: float) -> None:

@@ -11,8 +11,8 @@ from vmnet.ipam.errors import AllocationError
 from vmnet.ipam.network_pools import Allocation, NetworkPools
 from vmnet.ipam.node_pools import NodePools
 from vmnet.kube.api import NODES, Object, object_key
-from vmnet.model import parts
-from vmnet.model.network import Network
+from vmnet.model import names, parts
+from vmnet.model.network import Network, Role
 from vmnet.model.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,18 @@ def claim_owner(key: str) -> Owner:
 def pod_owner(pod: Object) -> Owner:
     """A pod that has no claim. A successor of the same name is somebody else."""
     return Owner(f"pod {object_key(pod)} ({pod['metadata'].get('uid')})")
+
+
+def workload_owner(pod: Object, network: Network) -> Owner:
+    """Who has a pod's unclaimed addresses: the pod, or on a secondary network the machine that it runs.
+
+    The pods of a migrating machine are there at once, with one MAC; on a primary network its claim sees to that.
+    """
+    machine = objects.labels(pod).get(names.CREATED_BY_LABEL)
+    if network.role is Role.PRIMARY or not network.stretched or not machine or not objects.is_launcher(pod):
+        return pod_owner(pod)
+    name = objects.annotations(pod).get(names.DOMAIN_ANNOTATION) or "machine"
+    return Owner(f"machine {objects.namespace_of(pod)}/{name} ({machine})")
 
 
 class Ledger:
@@ -127,7 +139,6 @@ class Ledger:
 
     def _load(self, pools: NetworkPools | NodePools) -> None:
         network = pools.network.name
-        attachments = {found.namespace: found for found in self._cluster.attachments(network=network)}
         if isinstance(pools, NodePools):
             # Of two nodes with one part the older keeps it.
             for node in sorted(self._cluster.items(NODES), key=objects.seniority):
@@ -135,8 +146,8 @@ class Ledger:
         else:
             for claim in self._cluster.claims(network):
                 self._load_claim(pools, claim)
-        for attachment in attachments.values():
-            for pod in self._cluster.pods(attachment.namespace):
+        for attachment in self._cluster.attachments(network=network):
+            for pod in self._cluster.attached(attachment.key):
                 if objects.alive(pod):
                     self._load_pod(pools, attachment, pod)
         self.publish(network)
@@ -161,11 +172,11 @@ class Ledger:
 
     def _load_pod(self, pools: NetworkPools | NodePools, attachment: Attachment, pod: Object) -> None:
         try:
-            found = objects.allocated(pod, attachment.key)
+            found = objects.allocated(pod, attachment.key, addressed=bool(pools.network.subnets))
             if found is None:
                 return
-            reference = self._cluster.claim_reference(pod, pools.network)
-            owner = claim_owner(reference.key) if reference is not None else pod_owner(pod)
+            reference = self._cluster.claim_reference(pod, attachment)
+            owner = claim_owner(reference.key) if reference is not None else workload_owner(pod, pools.network)
             held = pools.get(owner)
             if held is not None and {item.ip for item in held.addresses} != {item.ip for item in found.addresses}:
                 raise ValueError(f"its addresses are not those of {owner}")

@@ -72,7 +72,7 @@ class NetworkReconciler:
         self._primaries: dict[str, str] = {}
         """Namespace → network whose primary NAD this process has created or seen: ahead of the informer."""
         self.blocked: dict[tuple[Resource, str], set[str]] = {}
-        """Networks that wait for pods of these namespaces to go."""
+        """Networks that wait for the pods of these NADs to go."""
         self.freed: Callable[[str], None] = lambda namespace: None
         """Called with a namespace that may have another primary network now."""
 
@@ -279,16 +279,16 @@ class NetworkReconciler:
     async def _withdraw(self, item: Object, keep: set[str], outcome: _Outcome) -> set[str]:
         """Remove the NADs of namespaces that shall not have the network (any more).
 
-        Returns the namespaces where living pods stand in the way.
+        Returns the NADs that living pods stand in the way of.
         """
-        blocked = set()
+        blocked: set[str] = set()
         for nad in self._owned(item):
             namespace = objects.namespace_of(nad)
             if namespace in keep:
                 continue
             users = self._cluster.users(object_key(nad))
             if users:
-                blocked.add(namespace)
+                blocked.add(object_key(nad))
                 outcome.remarks.append(f"kept in namespace {namespace}, where pods use it: {_pod_names(users)}")
                 continue
             await self._remove(nad)
@@ -331,7 +331,7 @@ class NetworkReconciler:
             if owner is not None and _owns(owner, nad):
                 return
         users = self._cluster.users(key)
-        self._block(NADS, key, {objects.namespace_of(nad)} if users else set())
+        self._block(NADS, key, {key} if users else set())
         if not users:
             await self._remove(nad)
 
@@ -359,9 +359,9 @@ class NetworkReconciler:
         self._clashes.pop(name, None)
         self._ledger.forget(name)
 
-    def _block(self, resource: Resource, key: str, namespaces: set[str]) -> None:
-        if namespaces:
-            self.blocked[resource, key] = namespaces
+    def _block(self, resource: Resource, key: str, attachments: set[str]) -> None:
+        if attachments:
+            self.blocked[resource, key] = attachments
         else:
             self.blocked.pop((resource, key), None)
 

@@ -9,6 +9,7 @@ from vmnet.kube.api import Object
 from vmnet.model import addresses, names
 from vmnet.model.addresses import IPAddress, IPInterface
 from vmnet.model.names import MacAddress
+from vmnet.model.selection import selections
 
 FINISHED_PHASES: Final = frozenset({"Succeeded", "Failed"})
 REQUESTED_ADDRESSES_ANNOTATION: Final = "network.kubevirt.io/addresses"
@@ -97,14 +98,17 @@ class Allocated:
     mac: MacAddress
 
 
-def allocated(pod: Object, key: str) -> Allocated | None:
-    """Entry ``<namespace>/<nad>`` of the pod-networks annotation. Raises ValueError when it cannot be read."""
+def allocated(pod: Object, key: str, *, addressed: bool = True) -> Allocated | None:
+    """Entry ``<namespace>/<nad>`` of the pod-networks annotation. Raises ValueError when it cannot be read.
+
+    ``addressed``: the network gives addresses; an entry without any is none then.
+    """
     entry = pod_networks(pod).get(key)
     if not isinstance(entry, dict):
         return None
     texts = entry.get("ip_addresses") or [entry[field] for field in ("ip_address",) if field in entry]
     mac = entry.get("mac_address")
-    if not texts or not isinstance(mac, str):
+    if not isinstance(mac, str) or (addressed and not texts):
         return None
     return Allocated(tuple(addresses.interface(text) for text in texts), addresses.parse_mac(mac))
 
@@ -139,6 +143,17 @@ def pod_request(pod: Object) -> Request:
     )
 
 
+def secondary_request(pod: Object, key: str) -> Request | None:
+    """What a pod asks for on the secondary network ``<namespace>/<nad>``; None when it does not ask for that network.
+
+    Raises ValueError.
+    """
+    for found in selections(pod["metadata"]):
+        if found.key == key:
+            return Request(found.addresses, found.mac, found.claim)
+    return None
+
+
 def machine_spec(item: Object) -> Mapping[str, Any]:
     """``spec`` of a VMI, or of the VMI that a VM would create."""
     spec: Mapping[str, Any] = item.get("spec") or {}
@@ -169,12 +184,26 @@ def machine_uids(vmi: Object) -> set[str]:
     return {str(vmi["metadata"].get("uid")), *([str(parent.get("uid"))] if parent is not None else [])}
 
 
+def machine_networks(item: Object) -> dict[str, str | None]:
+    """Names of the networks in the spec of a VM or VMI, each with its ``<namespace>/<nad>``; None: the pod's own."""
+    found: dict[str, str | None] = {}
+    for entry in machine_spec(item).get("networks") or []:
+        attachment = str((entry.get("multus") or {}).get("networkName") or "")
+        if "pod" in entry:
+            found[str(entry["name"])] = None
+        elif attachment:
+            found[str(entry["name"])] = attachment if "/" in attachment else f"{namespace_of(item)}/{attachment}"
+    return found
+
+
+def network_name_of(item: Object, key: str | None) -> str | None:
+    """Name, in the spec of a VM or VMI, of the network ``<namespace>/<nad>``, or of the pod's primary one (None)."""
+    return next((name for name, found in machine_networks(item).items() if found == key), None)
+
+
 def primary_network_name(item: Object) -> str | None:
     """Name, in the spec of a VM or VMI, of the interface on the pod's primary network."""
-    for entry in machine_spec(item).get("networks") or []:
-        if "pod" in entry:
-            return str(entry["name"])
-    return None
+    return network_name_of(item, None)
 
 
 def machine_request(item: Object, network: str) -> Request:

@@ -1,23 +1,26 @@
-"""Pods of namespaces with a primary network: addresses, and the annotation that CNI ADD waits for."""
+"""Pods on user-defined networks: addresses, and the annotation that CNI ADD waits for."""
 
 import json
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from vmnet.controller import objects
 from vmnet.controller.claims import failure, foreign
 from vmnet.controller.cluster import Attachment, ClaimReference, Cluster
-from vmnet.controller.ledger import Ledger, Owner, claim_owner, pod_owner
+from vmnet.controller.ledger import Ledger, Owner, claim_owner, workload_owner
 from vmnet.controller.waiting import WaitingRoom
 from vmnet.ipam.errors import AddressConflict, AllocationError, Exhausted
 from vmnet.ipam.network_pools import Allocation, NetworkPools
-from vmnet.kube.api import CLAIMS, NODES, PODS, Kube, NotFound, Object, object_key
+from vmnet.kube.api import CLAIMS, NADS, NODES, PODS, Kube, NotFound, Object, object_key
 from vmnet.kube.events import Recorder
 from vmnet.model import names, parts
 from vmnet.model.network import Network, Role
 from vmnet.model.parts import Parts
+from vmnet.model.selection import Selection, selections
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +41,10 @@ def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
     found: dict[str, Any] = {
         "ip_addresses": [str(item) for item in allocation.addresses],
         "mac_address": allocation.mac,
-        "gateway_ips": gateways,
         "role": network.role.value,
     }
+    if gateways or network.role is Role.PRIMARY:
+        found["gateway_ips"] = gateways
     if len(allocation.addresses) == 1:
         found["ip_address"] = str(allocation.addresses[0])
         if gateways:
@@ -54,6 +58,14 @@ def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
             if (hop := hops.get(subnet.version))
         ]
     return found
+
+
+@dataclass(slots=True)
+class _Held:
+    """What one pod holds that no claim does: network → the owner that the ledger knows."""
+
+    uid: str
+    owners: dict[str, Owner] = field(default_factory=dict)
 
 
 class PodReconciler:
@@ -79,63 +91,117 @@ class PodReconciler:
         self.place: Callable[[str], None] = lambda node: None
         """Called with a node that has got a part of a network, which is to be written on it."""
         self._now = now
-        self._owners: dict[str, tuple[Owner, str]] = {}
-        """Pod key → the owner of its own (not claimed) addresses, and the network they are of."""
+        self._held: dict[str, _Held] = {}
+        """By pod key."""
+        self._shares: Counter[tuple[str, Owner]] = Counter()
+        """Network and owner → how many pods hold it: those of a migrating machine share theirs."""
 
     def load(self) -> None:
         """Remember which pods own addresses, so that they are given back when those pods go. After the ledger."""
         for found in self._cluster.attachments():
-            for pod in self._cluster.pods(found.namespace):
-                owner = pod_owner(pod)
+            for pod in self._cluster.attached(found.key):
+                owner = workload_owner(pod, found.network)
                 if self._ledger.get(owner, found.network.name) is not None:
-                    self._owners[object_key(pod)] = (owner, found.network.name)
+                    self._hold(pod, found.network, owner)
 
     async def reconcile(self, key: str) -> float | None:
         """Give one pod its addresses, or take them back."""
         pod = self._cluster.get(PODS, key)
         self._waiting.leave("pod", key)
-        held = self._owners.get(key)
-        if held is not None and (pod is None or not objects.alive(pod) or pod_owner(pod) != held[0]):
-            del self._owners[key]
-            self._ledger.release(*held)
+        held = self._held.get(key)
+        if held is not None and (pod is None or not objects.alive(pod) or pod["metadata"].get("uid") != held.uid):
+            self._give_back(key, held)
         if pod is None or not objects.alive(pod) or objects.host_network(pod):
             return None
+        again: list[float] = []
+        entries: dict[str, dict[str, Any]] = {}
+        for attachment in await self._wanted(pod):
+            try:
+                pools = self._pools(pod, attachment.network)
+                if pools is None:
+                    continue
+                allocation = await self._allocate(pod, attachment, pools)
+                if allocation is None:
+                    again += await self._wait_for_claim(pod)
+                elif not _settled(pod, attachment, allocation):
+                    entries[attachment.key] = entry(attachment.network, allocation)
+            except (ValueError, AllocationError) as error:
+                if isinstance(error, Exhausted | AddressConflict):
+                    self._waiting.enter(attachment.network.name, "pod", key, self.again)
+                where = "" if attachment.network.stretched else f" on node {objects.node_of(pod)}"
+                await self._tell(pod, f"network {attachment.network.name}{where}: {error}")
+        if entries:
+            await self._annotate(pod, entries)
+        return min(again, default=None)
+
+    async def _wanted(self, pod: Object) -> list[Attachment]:
+        """The attachments the pod shall have; what it cannot have is told."""
         namespace = objects.namespace_of(pod)
-        if not self._cluster.labelled(namespace):
-            return None
-        attachment = self._cluster.primary(namespace)
+        found: list[Attachment] = []
+        if self._cluster.labelled(namespace):
+            primary = self._cluster.primary(namespace)
+            if primary is not None:
+                found.append(primary)
+            elif not _has_primary(pod):
+                await self._tell(
+                    pod, f"namespace {namespace} is labelled for a primary network, but has none yet; waiting for it"
+                )
         try:
-            if attachment is None:
-                if not objects.pod_networks(pod):
-                    message = (
-                        f"namespace {namespace} is labelled for a primary network, but has none yet; waiting for it"
-                    )
-                    await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
-                return None
-            pools = self._pools(pod, attachment.network)
-            if pools is None:
-                return None
-            allocation = await self._allocate(pod, attachment, pools)
-            if allocation is None:
-                return await self._wait_for_claim(pod)
-            await self._annotate(pod, attachment, allocation)
-        except (ValueError, AllocationError) as error:
-            network = attachment.network.name if attachment is not None else ""
-            if isinstance(error, Exhausted | AddressConflict):
-                self._waiting.enter(network, "pod", key, self.again)
-            part = attachment is not None and not attachment.network.stretched
-            where = f" on node {objects.node_of(pod)}" if part else ""
-            await self._events.event(pod, ALLOCATION_FAILED, f"network {network}{where}: {error}", "Warning")
+            selected = selections(pod["metadata"])
+        except ValueError as error:
+            await self._tell(pod, str(error))
+            return found
+        for selection in selected:
+            attachment = self._cluster.attachment(selection.key)
+            problem = self._refusal(pod, selection, attachment, {item.network.name for item in found})
+            if problem is not None:
+                await self._tell(pod, problem)
+            elif attachment is not None:
+                found.append(attachment)
+        return found
+
+    def _refusal(
+        self, pod: Object, selection: Selection, attachment: Attachment | None, networks: set[str]
+    ) -> str | None:
+        """Why the pod cannot have what it asks for; None when it can, or when that is not ours to give."""
+        if not selection.usable_from(objects.namespace_of(pod)):
+            return f"NetworkAttachmentDefinition {selection.key} belongs to another namespace"
+        if attachment is None:
+            known = self._cluster.get(NADS, selection.key) is not None
+            return None if known else f"NetworkAttachmentDefinition {selection.key} does not exist; waiting for it"
+        if attachment.network.role is Role.PRIMARY:
+            return f"network {attachment.network.name} is a primary network, which pods have without asking for it"
+        if attachment.network.name in networks:
+            return f"network {attachment.network.name} is asked for twice"
+        if attachment.deleting and attachment.key not in _entries(pod):
+            return f"NetworkAttachmentDefinition {selection.key} is being deleted"
         return None
 
-    async def _wait_for_claim(self, pod: Object) -> float | None:
+    def _hold(self, pod: Object, network: Network, owner: Owner) -> None:
+        held = self._held.setdefault(object_key(pod), _Held(str(pod["metadata"].get("uid"))))
+        if network.name not in held.owners:
+            held.owners[network.name] = owner
+            self._shares[network.name, owner] += 1
+
+    def _give_back(self, key: str, held: _Held) -> None:
+        """The pod is gone. What it shared with another pod of its machine stays with that."""
+        del self._held[key]
+        for network, owner in held.owners.items():
+            self._shares[network, owner] -= 1
+            if not self._shares[network, owner]:
+                del self._shares[network, owner]
+                self._ledger.release(owner, network)
+
+    async def _tell(self, pod: Object, message: str) -> None:
+        await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
+
+    async def _wait_for_claim(self, pod: Object) -> list[float]:
         """Claim and pod come at the same moment; only a claim that is still not there after a while is worth a word."""
         age = (self._now() - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])).total_seconds()
         if age < CLAIM_PATIENCE_SECONDS:
-            return CLAIM_PATIENCE_SECONDS - max(0.0, age)
-        message = "waiting for the IPAMClaim of this machine to be there and to have addresses"
-        await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
-        return None
+            return [CLAIM_PATIENCE_SECONDS - max(0.0, age)]
+        await self._tell(pod, "waiting for the IPAMClaim of this machine to be there and to have addresses")
+        return []
 
     def _pools(self, pod: Object, network: Network) -> NetworkPools | None:
         """Where the pod's addresses come from; None until its node is known and has its part, in writing.
@@ -161,23 +227,23 @@ class PodReconciler:
     async def _allocate(self, pod: Object, attachment: Attachment, pools: NetworkPools) -> Allocation | None:
         """What the pod shall have; None while its claim has nothing. Raises AllocationError, ValueError."""
         network = attachment.network
-        reference = self._cluster.claim_reference(pod, network)
-        present = objects.allocated(pod, attachment.key)
+        reference = self._cluster.claim_reference(pod, attachment)
+        present = objects.allocated(pod, attachment.key, addressed=bool(network.subnets))
         if reference is not None:
             return await self._claimed(pod, attachment, reference)
         if objects.is_launcher(pod) and network.persistent and self._cluster.machine_of(pod) is None and not present:
             # Its machine, and so its claim, will be known in a moment.
             return None
-        owner = pod_owner(pod)
+        owner = workload_owner(pod, network)
         if present is not None:
             allocation = pools.reserve(owner, present.addresses, present.mac, partial=True)
         else:
-            request = objects.pod_request(pod)
+            request = self._cluster.request(pod, attachment)
             if request.addresses:
                 allocation = pools.reserve(owner, request.addresses, request.mac)
             else:
                 allocation = pools.allocate(owner, request.mac)
-        self._owners[object_key(pod)] = (owner, network.name)
+        self._hold(pod, network, owner)
         self._ledger.publish(network.name)
         return allocation
 
@@ -206,28 +272,14 @@ class PodReconciler:
             return None
         return found
 
-    async def _annotate(self, pod: Object, attachment: Attachment, allocation: Allocation) -> None:
-        entries = objects.pod_networks(pod)
-        wanted = entry(attachment.network, allocation)
-        if entries.get(attachment.key) == wanted:
-            return
-        if attachment.key in entries:
-            present = objects.allocated(pod, attachment.key)
-            if present is not None and present.addresses == allocation.addresses and present.mac == allocation.mac:
-                return
-            if present is not None:
-                raise ValueError(
-                    f"annotation {names.POD_NETWORKS_ANNOTATION} names {', '.join(map(str, present.addresses))}, "
-                    f"but {', '.join(map(str, allocation.addresses))} belong to the pod"
-                )
+    async def _annotate(self, pod: Object, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         metadata = pod["metadata"]
         # The agent writes other keys of the same annotation: the version makes sure that neither undoes the other.
+        entries = json.dumps({**objects.pod_networks(pod), **wanted}, sort_keys=True)
         body = {
             "metadata": {
                 "resourceVersion": metadata["resourceVersion"],
-                "annotations": {
-                    names.POD_NETWORKS_ANNOTATION: json.dumps({**entries, attachment.key: wanted}, sort_keys=True)
-                },
+                "annotations": {names.POD_NETWORKS_ANNOTATION: entries},
             }
         }
         try:
@@ -241,3 +293,33 @@ def _has_in_writing(node: Object, network: str, held: Parts) -> bool:
         return parts.parts_of(objects.annotations(node)).get(network) == held
     except ValueError:
         return False  # the node's reconciler writes it anew
+
+
+def _settled(pod: Object, attachment: Attachment, allocation: Allocation) -> bool:
+    """Whether the pod has it in writing. Raises ValueError where other addresses are written: a pod keeps its own."""
+    present = objects.allocated(pod, attachment.key, addressed=bool(attachment.network.subnets))
+    if present is None:
+        return False
+    if present.addresses == allocation.addresses and present.mac == allocation.mac:
+        return True
+    raise ValueError(
+        f"annotation {names.POD_NETWORKS_ANNOTATION} names {_text(present)}, but {_text(allocation)} belong to the pod"
+    )
+
+
+def _text(found: objects.Allocated | Allocation) -> str:
+    return ", ".join(map(str, found.addresses or [found.mac]))
+
+
+def _entries(pod: Object) -> Mapping[str, Any]:
+    """Entries of the pod-networks annotation; those that cannot be read are told where they are needed."""
+    try:
+        return objects.pod_networks(pod)
+    except ValueError:
+        return {}
+
+
+def _has_primary(pod: Object) -> bool:
+    """Whether the pod got its addresses while its primary network was there."""
+    entries = _entries(pod).values()
+    return any(isinstance(item, dict) and item.get("role") == Role.PRIMARY.value for item in entries)

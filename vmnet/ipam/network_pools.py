@@ -1,5 +1,6 @@
 """One network's addresses and MACs: what each owner has."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -31,15 +32,16 @@ class NetworkPools:
     def __init__(self, network: Network) -> None:
         self.network = network
         self._pools: dict[int, Pool] = {}
-        for subnet, gateway, management in zip(
-            network.segments, network.gateways, network.management_addresses, strict=True
-        ):
-            own = [pool for pool in network.infrastructure_subnets if pool.version == subnet.version]
+        for subnet in network.segments:
+            own = [
+                *(address for address in (*network.gateways, *network.management_addresses) if address in subnet),
+                *(pool for pool in network.infrastructure_subnets if pool.version == subnet.version),
+            ]
             reserved = [pool for pool in network.reserved_subnets if pool.version == subnet.version]
-            self._pools[subnet.version] = Pool(subnet, infrastructure=[gateway, management, *own], reserved=reserved)
+            self._pools[subnet.version] = Pool(subnet, infrastructure=own, reserved=reserved)
         self._pools = dict(sorted(self._pools.items()))
         self._allocations: dict[str, Allocation] = {}
-        self._macs: dict[MacAddress, str] = {network.gateway_mac: INFRASTRUCTURE} if self._pools else {}
+        self._macs: dict[MacAddress, str] = {network.gateway_mac: INFRASTRUCTURE}
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -65,13 +67,16 @@ class NetworkPools:
     def allocate(self, owner: str, mac: MacAddress | None = None) -> Allocation:
         """One address of each family and a MAC; what ``owner`` has already is returned unchanged.
 
-        Without ``mac`` it is derived from the address. Raises Exhausted, AddressConflict (MAC).
+        Without ``mac`` it is derived from the address, or, on a network without subnets, from the owner. Raises
+        Exhausted, AddressConflict (MAC).
         """
         existing = self._allocations.get(owner)
         if existing is not None:
             return existing
         if mac is not None:
             self._check_mac(mac, owner)
+        elif not self._pools:
+            mac = self._mac_of(owner)
         passed_over: list[tuple[Pool, IPAddress]] = []
         taken: list[tuple[Pool, IPAddress]] = []
         try:
@@ -156,6 +161,16 @@ class NetworkPools:
         holder = self._macs.get(mac)
         if holder is not None and holder != owner:
             raise AddressConflict(ConflictKind.MAC, mac, holder)
+
+    def _mac_of(self, owner: str) -> MacAddress:
+        """A MAC that nobody has; the same again for as long as nobody takes it."""
+        attempt = 0
+        while True:
+            digest = hashlib.sha256(f"{self.network.name} {owner} {attempt}".encode()).digest()
+            mac = MacAddress("0a:58:" + ":".join(f"{byte:02x}" for byte in digest[:4]))
+            if mac not in self._macs:
+                return mac
+            attempt += 1
 
     def _record(self, owner: str, interfaces: tuple[IPInterface, ...], mac: MacAddress | None) -> Allocation:
         allocation = Allocation(interfaces, mac if mac is not None else addresses.mac_for(interfaces[0].ip))

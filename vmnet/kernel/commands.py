@@ -222,7 +222,9 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     rules: dict[int, list[str]] = {4: [], 6: []}
     for version, everything in ((4, "0.0.0.0/0"), (6, "::/0")):
         gateway = next((item for item in op.gateways if item.version == version), None)
-        stale.append(f"route del {everything} dev {op.default_interface}")
+        if op.gateways or op.default_addresses:
+            # A secondary interface has neither: eth0's default routes are none of its business.
+            stale.append(f"route del {everything} dev {op.default_interface}")
         for address, via in op.default_addresses:
             if address.version != version:
                 continue
@@ -237,7 +239,7 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     plain, inet6 = ("ip", "-batch", "-"), ("ip", "-6", "-batch", "-")
     steps: list[Step | Call] = [
         Call(op.netns, partial(_write_sysctls, sysctls)),
-        Step(plain, op.netns, tuple(stale), tolerant=True),
+        *([Step(plain, op.netns, tuple(stale), tolerant=True)] if stale else []),
         Step(plain, op.netns, tuple(up)),
     ]
     if rules[6]:

@@ -1,5 +1,6 @@
 """A user-defined network, as its NetworkAttachmentDefinition describes it."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -97,17 +98,28 @@ class Network:
 
     @property
     def gateways(self) -> tuple[IPAddress, ...]:
-        """One per segment: the requested one of its family, else the first usable address."""
+        """One per segment: the requested one of its family, else the first usable address.
+
+        A network that has no routers of ours has only those that were asked for: something else answers there.
+        """
+        if not self.routed:
+            return self.default_gateways
         return tuple(self._infrastructure(subnet, 0) for subnet in self.segments)
 
     @property
     def management_addresses(self) -> tuple[IPAddress, ...]:
-        """One per segment: the second usable address."""
-        return tuple(self._infrastructure(subnet, 1) for subnet in self.segments)
+        """One per segment: the second usable address. None where no router of ours needs one."""
+        return tuple(self._infrastructure(subnet, 1) for subnet in self.segments) if self.routed else ()
 
     @property
     def gateway_mac(self) -> MacAddress:
-        """Anycast MAC of the gateway, derived from the IPv4 gateway if all nodes have the same one."""
+        """Anycast MAC of the gateway, derived from the IPv4 gateway if all nodes have the same one.
+
+        Without routers it is only what the bridges and the DHCP replies carry, derived from the network's name.
+        """
+        if not self.routed:
+            digest = hashlib.sha256(f"bridge of {self.name}".encode()).digest()
+            return MacAddress("0a:58:" + ":".join(f"{byte:02x}" for byte in digest[:4]))
         gateways = self.gateways if self.stretched else ()
         return addresses.mac_for(min(gateways, key=lambda gateway: gateway.version, default=GATEWAY_LINK_LOCAL))
 

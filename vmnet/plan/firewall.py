@@ -11,7 +11,7 @@ from typing import Final
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, Join, LocalPort, NodeNetwork, PortState
 from vmnet.model.names import InterfaceName, MacAddress
-from vmnet.model.network import GATEWAY_LINK_LOCAL
+from vmnet.model.network import GATEWAY_LINK_LOCAL, Network
 
 TABLE: Final = "netdev vmnet"
 NODE_TABLE: Final = "inet vmnet"
@@ -28,7 +28,7 @@ _SETS: Final = """\
 
 # A port's frames. 0x8035 is reverse ARP (RFC 903): what QEMU says for a guest that has just resumed. Only a machine's
 # port has the gate before the bindings (``port_in``, ``port_out``): a pod never moves, and look-ups cost every packet.
-_PORT: Final = """\
+_ADDRESSES: Final = """\
   chain bound4 {
     ip protocol tcp accept
     udp sport 67 drop
@@ -58,6 +58,37 @@ _PORT: Final = """\
     arp saddr ip 0.0.0.0 iifname . arp saddr ether @bind accept
     drop
   }
+"""
+
+# Where nobody gives addresses (IPAM disabled) a port is bound to its MAC; what no workload may say stays forbidden.
+_MACS: Final = """\
+  chain bound4 {
+    ip protocol tcp accept
+    udp sport 67 drop
+    accept
+  }
+  chain bound6 {
+    ip6 nexthdr tcp accept
+    udp sport 547 drop
+    icmpv6 type { nd-router-advert, nd-redirect } drop
+    accept
+  }
+  chain source4 {
+    iifname . ether saddr @bind goto bound4
+    drop
+  }
+  chain source6 {
+    iifname . ether saddr @bind goto bound6
+    drop
+  }
+  chain source_arp {
+    iifname . ether saddr != @bind drop
+    iifname . arp saddr ether @bind accept
+    drop
+  }
+"""
+
+_PORT: Final = """\
   chain source {
     ether type vmap { ip : goto source4, ip6 : goto source6, arp : goto source_arp }
     drop
@@ -83,10 +114,14 @@ _PORT: Final = """\
 
 def network_script(desired: NodeNetwork) -> str:
     """The tables of one network namespace, without its ports."""
-    fabric = _fabric_chains(desired) if desired.network.stretched else ""
+    network = desired.network
+    bound = _ADDRESSES if network.subnets else _MACS
+    if not network.routed:
+        return f"table {TABLE} {{\n{_SETS}{bound}{_PORT}{_switch_chains(network)}}}\n"
+    fabric = _fabric_chains(desired) if network.stretched else ""
     return f"""\
 table {TABLE} {{
-{_SETS}{_PORT}{fabric}\
+{_SETS}{bound}{_PORT}{fabric}\
 }}
 table inet vmnet {{
   chain output {{
@@ -99,6 +134,24 @@ table inet vmnet {{
     oifname "{names.UPLINK}" ip6 saddr != {desired.join.network_ipv6.ip} snat to {desired.join.network_ipv6.ip}
   }}
 }}
+"""
+
+
+def _switch_chains(network: Network) -> str:
+    """The edge of a segment on which no router of ours speaks."""
+    # Each node answers DHCP for its own machines, where addresses are given at all.
+    local = "    udp dport { 67, 547 } drop\n" if network.subnets else ""
+    return f"""\
+  chain vx_in {{
+    type filter hook ingress device "{names.VXLAN_L2}" priority 0; policy accept;
+    ether type 0x8035 add @moved {{ ether saddr }}
+    ether saddr {network.gateway_mac} drop
+  }}
+  chain vx_out {{
+    type filter hook egress device "{names.VXLAN_L2}" priority 0; policy accept;
+    ether saddr {network.gateway_mac} drop
+{local}\
+  }}
 """
 
 

@@ -10,7 +10,7 @@ from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.endpoint import Endpoint, LocalPort, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
-from vmnet.model.network import GATEWAY_LINK_LOCAL
+from vmnet.model.network import GATEWAY_LINK_LOCAL, Network, Role
 from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import LinkState, NetworkState
@@ -32,10 +32,18 @@ SYSCTLS: Final = (
     ("net/bridge/bridge-nf-call-arptables", "0"),
 )
 
+SWITCHED_SYSCTLS: Final = tuple(
+    (key, "0" if key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding") else value) for key, value in SYSCTLS
+)
+"""Of a network without a router: its namespace holds a switch and nothing else."""
+
 
 @dataclass(frozen=True, slots=True)
 class PodInterface:
-    """The pod's side of ADD: its namespace's path, its container, and eth0's addresses with their gateways."""
+    """The pod's side of ADD: its namespace's path, its container, and eth0's addresses with their gateways.
+
+    ``default_addresses`` are given with the primary interface, which takes eth0's default route away.
+    """
 
     netns: str
     container: str
@@ -68,7 +76,7 @@ def plan(
         found.append(ops.CreateNamespace(namespace))
     if names.BRIDGE not in state.links:
         # The bridge comes after them, so it stands for them: an agent may have died in between.
-        found.append(ops.SetSysctls(namespace, SYSCTLS))
+        found.append(ops.SetSysctls(namespace, SYSCTLS if desired.network.routed else SWITCHED_SYSCTLS))
     found += _links(desired, state)
     if "port_in" not in state.chains:
         found.append(ops.LoadFirewall(namespace, firewall.network_script(desired)))
@@ -130,7 +138,7 @@ def attach(
             endpoint.interface,
             endpoint.mac,
             desired.mtu,
-            pod.container,
+            port_alias(pod.container, endpoint.interface),
         ),
         *tables,
         ops.LoadFirewall(namespace, firewall.port_script(port)),
@@ -143,7 +151,7 @@ def attach(
             endpoint.addresses,
             tuple(
                 GATEWAY_LINK_LOCAL if gateway.version == 6 else gateway
-                for gateway in desired.network.gateways
+                for gateway in _default_gateways(desired.network)
                 if any(item.version == gateway.version for item in endpoint.addresses)
             ),
             pod.default_addresses,
@@ -155,6 +163,22 @@ def attach(
 def introduce(namespace: NamespaceName, endpoint: Endpoint) -> tuple[Op, ...]:
     """The network's neighbours for an endpoint: the node must never ask for it from the anycast address."""
     return tuple(ops.SetNeighbour(namespace, names.BRIDGE, address, endpoint.mac) for address in endpoint.all_addresses)
+
+
+def port_alias(container: str, interface: str) -> str:
+    """The mark on a port: whose it is. Neither part can hold a slash."""
+    return f"{container}/{interface}"
+
+
+def owner_of(link: LinkState) -> tuple[str, str]:
+    """Container and interface that a port belongs to."""
+    container, _, interface = link.alias.partition("/")
+    return container, interface
+
+
+def _default_gateways(network: Network) -> tuple[IPAddress, ...]:
+    """Where a pod's default routes go: only its primary network holds them."""
+    return network.gateways if network.role is Role.PRIMARY else ()
 
 
 def detach(namespace: NamespaceName, port: InterfaceName, observed: NetworkState) -> tuple[Op, ...]:
@@ -209,6 +233,13 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     if _has_transit(desired) and names.VXLAN_L3 not in state.links:
         local, mac = desired.node.address, desired.node.router_mac
         yield ops.CreateVxlan(namespace, names.VXLAN_L3, network.l3_vni, local, desired.mtu, mac, learning=False)
+    if network.routed:
+        yield from _router_links(desired, state)
+
+
+def _router_links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    """The gateway on the bridge, and the join to the node."""
+    namespace, network = desired.network.namespace, desired.network
     if names.UPLINK not in state.links:
         yield ops.CreateJoin(namespace, names.join_interface(network.id), names.UPLINK, desired.mtu)
     bridge = state.links.get(names.BRIDGE)
@@ -247,6 +278,8 @@ def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     vxlan = state.links.get(names.VXLAN_L2)
     if desired.network.stretched and (vxlan is None or not vxlan.up or vxlan.master != names.BRIDGE):
         yield ops.AttachToBridge(namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=True)
+    if not desired.network.routed:
+        return
     if not _up(state, names.UPLINK):
         yield ops.SetUp(None, names.join_interface(desired.network.id))
         yield ops.SetUp(namespace, names.UPLINK)

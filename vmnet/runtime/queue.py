@@ -141,6 +141,8 @@ async def work(
             queue.done(key)
         if observe is not None:
             observe(kind, result, time.monotonic() - started)
+        # A key that is there again, and a reconciler that never waited, must not keep everything else from running.
+        await asyncio.sleep(0)
 
     async def worker() -> None:
         while True:

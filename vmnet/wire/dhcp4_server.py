@@ -117,15 +117,15 @@ def _reply(
 
 
 def _configuration(lease: Lease, ipv4: LeaseIPv4) -> dict[int, bytes]:
-    gateway = ipv4.gateway.packed
-    options: dict[int, bytes] = {
-        # The subnet mask comes before the router (RFC 2132 section 3.3).
-        Option.SUBNET_MASK: ipv4.address.netmask.packed,
-        Option.ROUTER: gateway,
-        Option.DNS: gateway,
-        Option.MTU: lease.mtu.to_bytes(2, "big"),
-        Option.DOMAIN: lease.domain.encode(),
-    }
+    # The subnet mask comes before the router (RFC 2132 section 3.3).
+    options: dict[int, bytes] = {Option.SUBNET_MASK: ipv4.address.netmask.packed}
+    if lease.router:
+        options |= {Option.ROUTER: ipv4.gateway.packed, Option.DNS: ipv4.gateway.packed}
+    options[Option.MTU] = lease.mtu.to_bytes(2, "big")
+    if not lease.router:
+        options[Option.BROADCAST] = ipv4.address.network.broadcast_address.packed
+        return options
+    options[Option.DOMAIN] = lease.domain.encode()
     if lease.hostname:
         options[Option.HOSTNAME] = lease.hostname.encode()
     options[Option.BROADCAST] = ipv4.address.network.broadcast_address.packed

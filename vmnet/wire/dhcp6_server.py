@@ -121,7 +121,7 @@ def _reply(message: Message, lease: Lease, kind: MessageType, associations: tupl
         client=message.client,
         server=lease.duid,
         associations=associations,
-        dns=(lease.ipv6.gateway,) if lease.ipv6 else (),
-        search=lease.search,
+        dns=(lease.ipv6.gateway,) if lease.ipv6 and lease.ipv6.gateway else (),
+        search=lease.search if lease.router else (),
         fqdn=fqdn,
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 from vmnet.model.endpoint import Endpoint
 from vmnet.model.names import MacAddress
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Role
 from vmnet.wire.domains import MAX_LABEL
 
 LEASE_SECONDS: Final = 24 * 3600
@@ -19,13 +19,17 @@ REBIND_SECONDS: Final = LEASE_SECONDS * 7 // 8  # RFC 2131 section 4.4.5, T2
 # Server identity must be the same on every node and after every restart, so it is computed, not stored.
 _DUID_NAMESPACE: Final = uuid.UUID("a3f4f6a2-5a0c-5f5e-9d0e-6b1f7f6d3c11")
 _LETTERS: Final = frozenset(string.ascii_lowercase + string.digits)
+SERVER_IDENTIFIER: Final = IPv4Address("169.254.1.1")
+"""The DHCP server's name where no gateway of ours is on the segment (RFC 3927: no other host's). Renewals, which are
+unicast to it, fall back to broadcast (RFC 2131 section 4.4.5)."""
 _MAX_MTU: Final = 0xFFFF  # RFC 2132 section 5.1: 16 bits
 _DUID_UUID: Final = b"\x00\x04"  # RFC 6355 section 4
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseIPv4:
-    """``address`` carries the subnet's prefix length; the gateway is router, DNS server and DHCP server."""
+    """``address`` carries the subnet's prefix length; ``gateway`` is the DHCP server, and router and DNS server as well
+    where the lease says ``router``."""
 
     address: IPv4Interface
     gateway: IPv4Address
@@ -33,10 +37,11 @@ class LeaseIPv4:
 
 @dataclass(frozen=True, slots=True)
 class LeaseIPv6:
-    """``address`` carries the subnet's prefix length; the gateway is the DNS server."""
+    """``address`` carries the subnet's prefix length; the gateway is the DNS server, None where the lease has no
+    ``router``."""
 
     address: IPv6Interface
-    gateway: IPv6Address
+    gateway: IPv6Address | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +58,17 @@ class Lease:
     search: tuple[str, ...]
     ipv4: LeaseIPv4 | None = None
     ipv6: LeaseIPv6 | None = None
+    router: bool = True
+    """Whether the machine's default routes and its names are this network's: not on a secondary one."""
 
 
 def lease_of(network: Network, endpoint: Endpoint, mtu: int, cluster_domain: str) -> Lease:
     """The lease of one endpoint; ``mtu`` in octets, as the segment carries it."""
     namespace = endpoint.machine.namespace if endpoint.machine else endpoint.pod.namespace
     domain = cluster_domain.strip(".")
-    ipv4, gateway_ipv4 = endpoint.ipv4, network.gateway_for(4)
-    ipv6, gateway_ipv6 = endpoint.ipv6, network.gateway_for(6)
+    router = network.role is Role.PRIMARY
+    ipv4, gateway_ipv4 = endpoint.ipv4, network.gateway_for(4) if network.routed else SERVER_IDENTIFIER
+    ipv6, gateway_ipv6 = endpoint.ipv6, network.gateway_for(6) if router else None
     return Lease(
         mac=endpoint.mac,
         gateway_mac=network.gateway_mac,
@@ -70,7 +78,8 @@ def lease_of(network: Network, endpoint: Endpoint, mtu: int, cluster_domain: str
         domain=f"{namespace}.vm.{domain}",
         search=(f"{namespace}.vm.{domain}", f"vm.{domain}", f"{namespace}.svc.{domain}", f"svc.{domain}", domain),
         ipv4=LeaseIPv4(ipv4, gateway_ipv4) if ipv4 and isinstance(gateway_ipv4, IPv4Address) else None,
-        ipv6=LeaseIPv6(ipv6, gateway_ipv6) if ipv6 and isinstance(gateway_ipv6, IPv6Address) else None,
+        ipv6=LeaseIPv6(ipv6, gateway_ipv6 if isinstance(gateway_ipv6, IPv6Address) else None) if ipv6 else None,
+        router=router,
     )
 
 

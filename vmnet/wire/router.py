@@ -17,13 +17,13 @@ PREFERRED_LIFETIME: Final = 7 * 24 * 3600  # RFC 4861 section 6.2.1, AdvPreferre
 def advertisement(
     lease: Lease, destination: IPv6Address = ndp.ALL_NODES, lifetime: int = ROUTER_LIFETIME
 ) -> Packet | None:
-    """The advertisement for one guest, None when it has no IPv6 address; ``lifetime`` 0 takes the default route away.
+    """The advertisement for one guest, None when it has no IPv6 address or no router here.
 
-    It goes to the guest's own MAC, also when the IP destination is all nodes (RFC 6085): search names differ between
-    the namespaces that share a network. Addresses come from DHCPv6 (M flag); the prefix is on-link, never for
-    autoconfiguration.
+    ``lifetime`` 0 takes the default route away. It goes to the guest's own MAC, also when the IP destination is all
+    nodes (RFC 6085): search names differ between the namespaces that share a network. Addresses come from DHCPv6 (M
+    flag); the prefix is on-link, never for autoconfiguration.
     """
-    if lease.ipv6 is None:
+    if lease.ipv6 is None or lease.ipv6.gateway is None:
         return None
     message = RouterAdvertisement(
         lifetime=lifetime,

@@ -104,6 +104,9 @@ class World:
         text = ((found or {}).get("metadata", {}).get("annotations") or {}).get(names.NODE_SUBNETS_ANNOTATION)
         return json.loads(text) if text else {}
 
+    def secondary(self, namespace: str, name: str, **layer2: Any) -> Object:
+        return self.udn(namespace, name, **{"role": "Secondary", "subnets": ["10.30.0.0/24"], **layer2})
+
     def pod(self, namespace: str, name: str, *, node: str = "n1", **metadata: Any) -> Object:
         body = {
             "metadata": {"name": name, "namespace": namespace, **metadata},

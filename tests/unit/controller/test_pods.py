@@ -215,3 +215,167 @@ def test_a_secondary_layer3_network_is_reached_by_routes() -> None:
         {"dest": "fd20::/48", "nextHop": "fd20:0:0:4::1"},
     ]
     assert "routes" not in entry(replace(network, role=Role.PRIMARY), allocation)
+
+
+# Secondary networks
+
+
+def asks(*elements: Any) -> dict[str, Any]:
+    """Metadata of a pod that asks for networks, in the JSON form; one text is the short form."""
+    short = len(elements) == 1 and isinstance(elements[0], str)
+    return {"annotations": {names.NETWORKS_ANNOTATION: elements[0] if short else json.dumps(elements)}}
+
+
+async def test_a_pod_gets_what_it_asks_for_beside_its_primary_network(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.secondary("red", "storage")
+    world.secondary("red", "backup", subnets=["10.40.0.0/24", "fd00:40::/64"])
+    world.pod("red", "web-0", **asks("storage, red/backup@bk0"))
+    async with world.controller():
+        found = await world.until(lambda: world.allocation("red", "web-0", "red/backup"))
+        assert world.allocation("red", "web-0", "red/tenant")["role"] == "primary"
+    assert found == {
+        "ip_addresses": ["10.40.0.1/24", "fd00:40::1/64"],
+        "mac_address": "0a:58:0a:28:00:01",
+        "role": "secondary",
+    }
+    assert world.allocation("red", "web-0", "red/storage") == {
+        "ip_addresses": ["10.30.0.1/24"],
+        "ip_address": "10.30.0.1/24",
+        "mac_address": "0a:58:0a:1e:00:01",
+        "role": "secondary",
+    }
+
+
+async def test_a_namespace_without_a_primary_network_can_have_secondary_ones(world: Any) -> None:
+    world.namespace("plain", labelled=False)
+    world.secondary("plain", "storage")
+    world.pod("plain", "web-0", **asks("storage"))
+    world.pod("plain", "other")
+    async with world.controller() as controller:
+        await world.until(lambda: world.allocation("plain", "web-0", "plain/storage"))
+        await world.settled(controller)
+    assert not world.kube.peek(PODS, "other", "plain")["metadata"].get("annotations")
+
+
+async def test_a_network_without_ipam_gives_a_mac_only(world: Any) -> None:
+    world.namespace("red", labelled=False)
+    world.secondary("red", "bare", subnets=[], ipam={"mode": "Disabled"})
+    world.pod("red", "web-0", **asks("bare"))
+    world.pod("red", "web-1", **asks("bare"))
+    async with world.controller():
+        first = await world.until(lambda: world.allocation("red", "web-0", "red/bare"))
+        second = await world.until(lambda: world.allocation("red", "web-1", "red/bare"))
+    assert (first["ip_addresses"], first["role"]) == ([], "secondary")
+    assert first["mac_address"].startswith("0a:58:")
+    assert first["mac_address"] != second["mac_address"]
+    world.pod("red", "web-2", **asks({"name": "bare", "mac": first["mac_address"]}))
+    async with world.controller():
+        # A restart knows who has which.
+        event = await world.told("ErrorAllocatingPod", first["mac_address"])
+    assert event["involvedObject"]["name"] == "web-2"
+    assert world.allocation("red", "web-0", "red/bare") == first
+
+
+async def test_a_static_request_on_a_secondary_network(world: Any) -> None:
+    world.namespace("red", labelled=False)
+    world.secondary("red", "storage")
+    wanted = {"name": "storage", "ips": ["10.30.0.77/24"], "mac": "02:03:04:05:06:07"}
+    world.pod("red", "web-0", **asks(wanted))
+    async with world.controller():
+        found = await world.until(lambda: world.allocation("red", "web-0", "red/storage"))
+        assert (found["ip_addresses"], found["mac_address"]) == (["10.30.0.77/24"], "02:03:04:05:06:07")
+        world.pod("red", "web-1", **asks({**wanted, "mac": None}))
+        event = await world.told("ErrorAllocatingPod", "10.30.0.77 is in use by pod red/web-0")
+        assert event["involvedObject"]["name"] == "web-1"
+        world.kube.vanish(PODS, "web-0", "red")
+        assert (await world.until(lambda: world.allocation("red", "web-1", "red/storage")))["ip_addresses"] == [
+            "10.30.0.77/24"
+        ]
+
+
+async def test_one_network_that_cannot_be_had_does_not_keep_the_others_away(world: Any) -> None:
+    world.namespace("red", labelled=False)
+    world.namespace("green", labelled=False)
+    world.secondary("red", "storage")
+    world.secondary("green", "secret")
+    world.pod("red", "web-0", **asks("storage,absent,green/secret"))
+    async with world.controller():
+        await world.until(lambda: world.allocation("red", "web-0", "red/storage"))
+        await world.told("ErrorAllocatingPod", "red/absent does not exist")
+        await world.told("ErrorAllocatingPod", "green/secret belongs to another namespace")
+        world.secondary("red", "absent", subnets=["10.50.0.0/24"])
+        await world.until(lambda: world.allocation("red", "web-0", "red/absent"))
+    assert world.allocation("red", "web-0", "green/secret") is None
+
+
+async def test_a_shared_namespace_s_network_is_for_everybody_and_knows_its_users(world: Any) -> None:
+    world.namespace("default", labelled=False)
+    world.namespace("red", labelled=False)
+    world.secondary("default", "storage")
+    pod = world.pod("red", "web-0", **asks("default/storage"))
+    async with world.controller():
+        await world.until(lambda: world.allocation("red", "web-0", "default/storage"))
+        await world.kube.delete(UDNS, "storage", "default")
+        found = await world.until(
+            lambda: (
+                (told := world.condition(UDNS, "storage", "NetworkCreated", "default"))
+                and told["status"] == "False"
+                and told
+            )
+        )
+        assert "red/web-0" in found["message"]
+        world.finish(pod)
+        await world.until(lambda: world.kube.peek(UDNS, "storage", "default") is None)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ("tenant", "network red_tenant is a primary network"),
+        ("a,a", "red/a is named twice"),
+        ('[{"name": "storage", "ips": ["10.30.0.5"', "not JSON"),
+        ('[{"name": "storage", "ips": ["10.99.0.5/24"]}]', "10.99.0.5 is not in subnet 10.30.0.0/24"),
+        ('[{"name": "storage", "ips": ["fd00::5"]}]', "has no IPv6 subnet"),
+        ('[{"name": "storage", "mac": "0a:59:00:00:00:01"}]', "in use by the nodes' routers"),
+    ],
+)
+async def test_what_a_pod_cannot_have_is_told(world: Any, annotation: str, message: str) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.secondary("red", "storage")
+    world.pod("red", "web-0", **asks(annotation))
+    async with world.controller():
+        await world.told("ErrorAllocatingPod", message)
+        await world.until(lambda: world.allocation("red", "web-0", "red/tenant"))
+    assert world.allocation("red", "web-0", "red/storage") is None
+
+
+async def test_pods_of_a_migrating_machine_share_what_no_claim_holds(world: Any) -> None:
+    world.namespace("red", labelled=False)
+    world.secondary("red", "bare", subnets=[], ipam={"mode": "Disabled"})
+    labels = {names.LAUNCHER_LABEL: names.LAUNCHER_LABEL_VALUE, names.CREATED_BY_LABEL: "vmi-1"}
+    source = world.pod("red", "source", labels=labels, **asks("bare"))
+    async with world.controller() as controller:
+        first = await world.until(lambda: world.allocation("red", "source", "red/bare"))
+        target = world.pod("red", "target", labels=labels, **asks("bare"))
+        assert await world.until(lambda: world.allocation("red", "target", "red/bare")) == first
+        world.finish(source)
+        await world.settled(controller)
+        world.pod("red", "thief", **asks({"name": "bare", "mac": first["mac_address"]}))
+        await world.told("ErrorAllocatingPod", "in use by machine red/machine")
+        world.finish(target)
+        await world.until(lambda: world.allocation("red", "thief", "red/bare"))
+
+
+async def test_a_finished_pod_gives_back_all_its_addresses(world: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "main")
+    world.secondary("red", "side")
+    pod = world.pod("red", "job", **asks("side"))
+    async with world.controller():
+        await world.until(lambda: world.allocation("red", "job", "red/side"))
+        await world.until(lambda: (used("red_main"), used("red_side")) == (1, 1))
+        world.finish(pod)
+        await world.until(lambda: (used("red_main"), used("red_side")) == (0, 0))

@@ -118,3 +118,24 @@ async def test_failures_are_tried_again_and_results_observed() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_reconciler_that_adds_its_own_key_and_never_waits_starves_nobody() -> None:
+    queue, rounds = KeyedQueue(), 0
+
+    async def reconcile(key: str) -> None:
+        nonlocal rounds
+        rounds += 1
+        queue.add(key)
+
+    queue.add("red")
+    working = asyncio.create_task(work(queue, reconcile))
+    await asyncio.sleep(0)
+    before = rounds
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert before <= rounds <= before + 8, "a turn of the loop is a turn for everybody"
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert rounds > 0
