@@ -5,8 +5,9 @@ BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack gcc libc6-dev
 
-.PHONY: demo test lint unit lab bench-datapath install clean
+.PHONY: demo workshop test lint unit lab bench-datapath install clean
 demo: install            ; $(BIN)/vmnet lab demo
+workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
 lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 # What fails beside others is tried once more alone: these tests share two cores with QEMU and the machine's other work.

@@ -22,6 +22,7 @@ from vmnet.lab.lab import Lab
 from vmnet.lab.launch import Step
 
 REPORTS: Final = Path("build/demo")
+WORKSHOP_REPORT: Final = Path("build/workshop/report.json")
 
 _console: Final = Console(stderr=True, highlight=False)
 _output: Final = Console(highlight=False)
@@ -57,6 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo = add("demo", run_demo, "bring a lab up, live-migrate a VM under traffic, report, tear down", named, started)
     demo.add_argument("--report", type=Path, default=REPORTS / "report.json", help="where the JSON report goes")
     demo.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
+    workshop = add(
+        "workshop", run_workshop, "pods on user-defined networks, command by command, with what each must show", named
+    )
+    workshop.add_argument("--report", type=Path, default=WORKSHOP_REPORT, help="where the JSON report goes")
+    workshop.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
+    workshop.add_argument("--on", metavar="LAB", help="use a lab that is up, and leave it up")
+    workshop.add_argument(
+        "--section", type=int, action="append", default=[], help="only this section and what it needs (repeatable)"
+    )
     add("up", run_up, "bring a lab up; it stays until `vmnet lab down`", named, started)
     add("down", run_down, "end a lab and everything in it; says so when there is none", named)
     status = add("status", run_status, "hosts and processes of a lab", named)
@@ -115,6 +125,13 @@ class Steps:
             self._tasks[step.name] = self._progress.add_task(step.name, total=1)
         else:
             self._progress.update(self._tasks[step.name], completed=1)
+
+    def doing(self, text: str) -> None:
+        """What is being done now, in one line that the next one replaces; who does it prints how it went."""
+        for task in self._progress.tasks:
+            self._progress.remove_task(task.id)
+        if self._live:
+            self._progress.add_task(text, total=1)
 
     def say(self, text: str) -> None:
         """Something that has no measured end: the previous such step is over."""
@@ -264,6 +281,24 @@ async def run_demo(arguments: argparse.Namespace) -> int:
                 steps.say("tear the lab down")
                 await lab.down()
     return status
+
+
+async def run_workshop(arguments: argparse.Namespace) -> int:
+    """``vmnet lab workshop``: exit status 1 when a step did not show what it must."""
+    workshop = importlib.import_module("vmnet.lab.workshop.run")
+    options = {"path": arguments.report, "only": arguments.section, "console": _console}
+    with Steps() as steps:
+        if arguments.on:
+            lab = Lab.attached(arguments.on)
+            return int(await workshop.run(lab, step=steps.doing, **options))
+        lab = Lab(arguments.name, 3, listener=steps.tell, without=("virt",))
+        await lab.up(dies_with_caller=not arguments.keep)
+        try:
+            return await _unless_failed(lab, workshop.run(lab, step=steps.doing, **options))
+        finally:
+            if not arguments.keep:
+                steps.say("tear the lab down")
+                await lab.down()
 
 
 async def _unless_failed(lab: Lab, scenario: Awaitable[int]) -> int:
