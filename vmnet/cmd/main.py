@@ -48,6 +48,7 @@ COMMANDS: Final = (
 EPILOG: Final = """\
 examples:
   vmnet lab demo                                  bring a lab up, live-migrate a VM under traffic, report, tear down
+  vmnet lab workshop                              pods on user-defined networks, command by command, each step checked
   vmnet lab up                                    a lab that stays
   vmnet lab kubectl -- get pods -A                kubectl, talking to it
   vmnet lab console blue -n blue-namespace        the serial console of a VM (ctrl-] leaves)

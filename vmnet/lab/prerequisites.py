@@ -30,6 +30,9 @@ PACKAGES: Final = {
     "/usr/lib/cni/host-local": "containernetworking-plugins",
     "/usr/include/stdio.h": "libc6-dev",
     "tcpdump": "tcpdump",
+    "conntrack": "conntrack",
+    "curl": "curl",
+    "ping": "iputils-ping",
 }
 """Programs and files the lab uses, and the Debian packages they come from."""
 
