@@ -12,6 +12,7 @@ from vmnet.model import names
 from vmnet.model.addresses import IPNetwork, mac_for
 from vmnet.model.endpoint import (
     Endpoint,
+    Home,
     LocalPort,
     MachineReference,
     Node,
@@ -22,7 +23,7 @@ from vmnet.model.endpoint import (
 )
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Topology
-from vmnet.plan import firewall, ops
+from vmnet.plan import edge, firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
 from vmnet.plan.network import PodInterface
@@ -239,6 +240,18 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert state.links[names.VXLAN_L3].master is None
     assert set(HERE.transit) <= state.links[names.VXLAN_L3].addresses
     await _routers(kernel, desired)
+    assert await kernel.connections(namespace) == frozenset()
+
+    # A machine whose connections stay with another node; twice, as after a writer that died in the middle.
+    homes = replace(desired, homes=(Home(ip_address("192.168.0.11"), THERE),))
+    (route,) = planner.plan(homes, await kernel.observe_network(namespace))
+    for _ in range(2):
+        await kernel.apply((route,))
+        state = await kernel.observe_network(namespace)
+        assert state is not None
+        assert state.homes == {edge.mark(THERE.number or 0)}
+        assert planner.plan(homes, state) == ()
+    assert planner.plan(desired, state) == (), "connections may still carry its mark"
 
     await _layer3(kernel)
 
@@ -257,7 +270,7 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert state is not None
     assert state.links[name].master == names.BRIDGE
     assert state.links[name].up
-    assert state.links[name].alias == "container"
+    assert planner.owner_of(state.links[name]) == ("container", names.PRIMARY_INTERFACE)
     assert set(firewall.chains_of(name)) <= state.chains
     assert name in state.standby
     assert name not in state.open

@@ -27,9 +27,9 @@ _UP = pytest.StashKey["World"]()
 
 @dataclass(slots=True)
 class Traffic:
-    """A 1 kHz probe and two streams between red and blue, all started by red."""
+    """Probes and streams that one guest has started."""
 
-    red: GuestAgent
+    guest: GuestAgent
     jobs: dict[str, str]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -37,7 +37,7 @@ class Traffic:
         """What each has got across so far: probes answered, octets. Fails when one has ended."""
         found = {}
         for name, job in self.jobs.items():
-            state = await self.red.poll(job)
+            state = await self.guest.poll(job)
             assert state.running, f"{name} ended: {state.stderr} {state.stdout[-300:]}"
             lines = [json.loads(line) for line in state.stdout.splitlines()]
             found[name] = int(lines[-1].get("bytes", lines[-1].get("received", 0))) if lines else 0
@@ -47,7 +47,7 @@ class Traffic:
         """End them; ``results`` then holds what they saw."""
         for name, job in self.jobs.items():
             if name not in self.results:
-                self.results[name] = await self.red.finish(job)
+                self.results[name] = await self.guest.finish(job)
 
 
 class World:
@@ -169,8 +169,14 @@ class World:
             "to blue": ["send", address, "7008", "300"],
             "from blue": ["receive", address, "7009", "300"],
         }
-        jobs = {name: await red.start(["probe", "--json-lines", *words]) for name, words in commands.items()}
-        traffic = Traffic(red, jobs)
+        async with self.streams(red, commands) as traffic:
+            yield traffic
+
+    @asynccontextmanager
+    async def streams(self, guest: GuestAgent, commands: dict[str, list[str]]) -> AsyncIterator[Traffic]:
+        """What the guest's probe does by these commands, for as long as the block runs."""
+        jobs = {name: await guest.start(["probe", "--json-lines", *words]) for name, words in commands.items()}
+        traffic = Traffic(guest, jobs)
         try:
             await self.goes_on(traffic)
             yield traffic

@@ -93,6 +93,36 @@ async def test_a_migrated_machine_keeps_its_addresses_and_its_connections(health
         assert now > number, kind
 
 
+EDGE = {
+    "send, IPv4": ["send", "172.30.0.100", "7008", "400"],
+    "receive, IPv4": ["receive", "172.30.0.100", "7009", "400"],
+    "send, IPv6": ["send", "fd00:30::100", "7008", "400"],
+    "receive, IPv6": ["receive", "fd00:30::100", "7009", "400"],
+}
+
+
+async def test_connections_to_the_outside_stay_with_their_node_wherever_the_machine_goes(healthy: Any) -> None:
+    """Their translation is in one node's conntrack: what the machine sends goes back there, from every node."""
+    world = healthy
+    visited = [await world.node_of(BLUE)]
+    async with world.streams(await world.scenario.guest(*BLUE), EDGE) as traffic:
+        while len(visited) < 4:
+            migration = await world.migrate()
+            assert await world.migration_ends(migration) == "Succeeded"
+            visited.append(await world.node_of(BLUE))
+            assert visited[-1] != visited[-2]
+            # Its console went along.
+            traffic.guest = await world.scenario.guest(*BLUE)
+            await world.goes_on(traffic)
+        # What is new begins where the machine is.
+        fresh = await traffic.guest.run(["probe", "send", "172.30.0.100", "7008", "1"])
+        assert json.loads(fresh.stdout)["bytes"] > 0
+    for name, result in traffic.results.items():
+        assert not result["errors"], (visited, name, result)
+        assert not result.get("resets"), (visited, name, result)
+        assert result["longest_gap_ms"] <= STALL_LIMIT_MS, (visited, name, result)
+
+
 async def kill_target(world: Any, source: str, migration: str) -> None:
     """Kill QEMU in the pod that receives the guest."""
     uid = (await world.get("vmim", "-n", BLUE[0], migration))["metadata"]["uid"]

@@ -183,6 +183,15 @@ class Cluster:
         """Whether the machine's present migration leaves this endpoint's pod."""
         return endpoint.machine is not None and facts.is_source(endpoint.pod.name, self.machine(endpoint.machine))
 
+    def came_from(self, endpoint: Endpoint) -> Node | None:
+        """The node that an endpoint's machine is coming, or last came, to this pod from; None when it began here."""
+        if endpoint.machine is None:
+            return None
+        pods, vmi = self.machine_pods(endpoint.machine), self.machine(endpoint.machine)
+        own = next((pod for pod in pods if pod["metadata"]["uid"] == endpoint.pod.uid), None)
+        name = facts.source_node(own, pods, vmi) if own is not None else ""
+        return self.node(name) if name and name != endpoint.node else None
+
     async def wait_for_namespace(self, namespace: str, seconds: float) -> None:
         """Return when the store has the namespace, or after ``seconds``: a pod may be seen before its namespace."""
         found = asyncio.Event()

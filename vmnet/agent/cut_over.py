@@ -96,9 +96,20 @@ class CutOvers:
     async def _record_missed(self, network: Network, endpoint: Endpoint, machine: MachineReference) -> None:
         sent = await self._announcer.settled(endpoint)
         node = self._networks.node_name
-        await self._write(
-            endpoint.pod, CutOver(machine, network.name, node, Key.FRAME, opened_at=None, announcements=sent.total())
+        cut_over = CutOver(
+            machine,
+            network.name,
+            node,
+            Key.FRAME,
+            opened_at=None,
+            announcements=sent.total(),
+            source=self._source(endpoint),
         )
+        await self._write(endpoint.pod, cut_over)
+
+    def _source(self, endpoint: Endpoint) -> str:
+        node = self._cluster.came_from(endpoint)
+        return node.name if node is not None else ""
 
     def forget(self, endpoint: Endpoint) -> None:
         """The port is gone."""
@@ -225,6 +236,7 @@ class CutOvers:
             annotation_at=staged.annotation_at,
             first_frame_at=staged.first_frame_at,
             announcements=sent.total(),
+            source=self._source(staged.endpoint),
         )
         await self._write(staged.endpoint.pod, cut_over)
         self._stop_listening(staged)

@@ -200,6 +200,27 @@ def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
     return bool(state.get("completed")) and {state.get("targetPod"), state.get("sourcePod")} <= living_names
 
 
+def source_node(own: Object, pods: Iterable[Object], vmi: Object | None) -> str:
+    """Node that a machine is coming, or last came, to its pod ``own`` from; empty when it began there.
+
+    The VMI tells of its last migration only; a pod that was once a target keeps what its agent wrote on it.
+    """
+    state = migration_state(vmi)
+    if state.get("targetPod") == own["metadata"]["name"]:
+        return str(state.get("sourceNode") or "")
+    try:
+        seen = json.loads(annotations(own).get(names.CUT_OVER_ANNOTATION) or "{}")
+    except json.JSONDecodeError:
+        seen = {}
+    if isinstance(seen, dict) and seen.get("source"):
+        return str(seen["source"])
+    if state.get("sourcePod") == own["metadata"]["name"]:
+        return ""
+    live = live_pod(pods, vmi)
+    # Not handed over yet: the guest is where it was.
+    return node_of(live) if live is not None and live["metadata"]["uid"] != own["metadata"]["uid"] else ""
+
+
 def is_source(pod_name: str, vmi: Object | None) -> bool:
     """Whether the VMI's present migration leaves this pod."""
     return migration_state(vmi).get("sourcePod") == pod_name

@@ -10,10 +10,10 @@ from vmnet.agent.cluster import Cluster
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
 from vmnet.model.addresses import IPNetwork
-from vmnet.model.endpoint import Endpoint, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
+from vmnet.model.endpoint import Endpoint, Home, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role
-from vmnet.plan import firewall, ops
+from vmnet.plan import edge, firewall, ops
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
@@ -149,7 +149,8 @@ class Networks:
         if desired.network.role is not Role.PRIMARY:
             # Services, policies and translation are the primary networks'.
             return ()
-        return tuple(table for source in self._sources for table in source.network_tables(desired))
+        found = (table for source in self._sources for table in source.network_tables(desired))
+        return (*edge.tables(desired), *found)
 
     async def _render(self, desired: NodeNetwork, observed: NetworkState | None) -> None:
         tables, namespace = self._tables(desired), desired.network.namespace
@@ -192,7 +193,7 @@ class Networks:
             observed = observed or NetworkState(network.namespace)
             desired = await self._desired(network, observed)
             gone = [link.name for link in observed.ports() if link.name not in {p.endpoint.port for p in desired.ports}]
-            if not desired.ports and not demanded:
+            if not desired.ports and not demanded and not await self._draining(network):
                 await self._leave(network)
                 await self._kernel.apply(network_plan.remove(network.id))
                 await self.prepare_node()  # the node listens for its VNIs no longer
@@ -354,6 +355,21 @@ class Networks:
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
+    async def _draining(self, network: Network) -> bool:
+        """Whether connections over the network's edge that were begun here live on with a machine that has moved away.
+
+        They end, or conntrack forgets them when they have been silent for long; until then it is looked at again.
+        """
+        if not network.persistent or network.name not in self._cluster.networks():
+            return False
+        moved = {
+            item.ip
+            for found in self._cluster.live_endpoints(network.name)
+            if found.machine is not None and found.node != self.node_name
+            for item in found.addresses
+        }
+        return bool(moved) and not moved.isdisjoint(await self._kernel.connections(network.namespace))
+
     def _demanded(self, name: str) -> bool:
         network = self._network(name)
         if network is None or network.role is not Role.PRIMARY:
@@ -403,6 +419,16 @@ class Networks:
             hosts.add(other)
             if self._cluster.is_live(found):
                 remotes.append(RemoteEndpoint(found, other.address, self._cluster.certain(found)))
+        # Where a machine has left connections behind, its frames and what belongs to them must go on to arrive.
+        left = {source for found in everywhere if (source := self._cluster.came_from(found)) is not None}
+        hosts |= {other for other in left if other.name != node.name}
+        peers |= {other.address for other in hosts}
+        # A router that was once needed stays known for as long as its node is: connections may still carry its mark.
+        hosts |= {
+            other
+            for other in self._cluster.nodes()
+            if other.name != node.name and any(item.ip in observed.routers for item in other.transit)
+        }
         if self._demanded(network.name):
             # What makes a network be here without an endpoint makes it be everywhere.
             hosts = {other for other in self._cluster.nodes() if other.name != node.name}
@@ -428,6 +454,12 @@ class Networks:
             remotes=tuple(remotes),
             peers=tuple(sorted(peers, key=str)),
             routers=tuple(sorted(routers, key=lambda other: other.name)),
+            homes=tuple(
+                Home(item.ip, source)
+                for port in ports
+                if (source := self._cluster.came_from(port.endpoint)) is not None
+                for item in port.endpoint.addresses
+            ),
         )
 
     def _recall_names(self, endpoints: Iterable[Endpoint], observed: NetworkState) -> None:

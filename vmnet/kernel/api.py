@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
+from vmnet.model.addresses import IPAddress
 from vmnet.model.names import InterfaceName, NamespaceName
 from vmnet.plan.ops import Op
 from vmnet.plan.state import NetworkState, NodeState, PodState
@@ -44,6 +45,10 @@ class Kernel(Protocol):
 
     async def apply(self, ops: Sequence[Op]) -> None:
         """Carry out in order, batched where the kernel allows; stops at the first failure. Raises KernelError."""
+        ...
+
+    async def connections(self, namespace: NamespaceName) -> frozenset[IPAddress]:
+        """Both ends of every established TCP connection that the namespace's conntrack knows. Raises Gone."""
         ...
 
     async def packet_socket(

@@ -181,6 +181,16 @@ def render(op: Op) -> tuple[Step | Call, ...]:
             return (_ip(namespace, f"route replace {_route(destination, interface, gateway)}"),)
         case ops.RemoveRoute(namespace, interface, destination, gateway):
             return (_ip(namespace, f"route del {_route(destination, interface, gateway)}", tolerant=True),)
+        case ops.SetHomeRoute(namespace, interface, mark, gateways):
+            steps = []
+            for gateway in gateways:
+                program = ("ip", f"-{gateway.version}", "-batch", "-")
+                rule = f"fwmark {mark:#x} lookup {mark}"
+                route = f"route replace default via {gateway} dev {interface} table {mark}"
+                # The rule may be there from a writer that died before it wrote the other family's.
+                steps.append(Step(program, _path(namespace), (f"rule del {rule}",), tolerant=True))
+                steps.append(Step(program, _path(namespace), (route, f"rule add {rule}")))
+            return tuple(steps)
         case ops.SetNeighbour(namespace, interface, address, mac):
             return (_ip(namespace, f"neigh replace {address} lladdr {mac} dev {interface} nud permanent"),)
         case ops.RemoveNeighbour(namespace, interface, address):

@@ -9,7 +9,7 @@ from typing import Final
 
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
-from vmnet.model.addresses import IPInterface
+from vmnet.model.addresses import IPAddress, IPInterface
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
@@ -34,6 +34,7 @@ class FakeKernel(Kernel):
         self.networks: dict[NamespaceName, NetworkState] = {}
         self.pods: dict[str, dict[InterfaceName, PodState]] = {}
         self.applied: list[Op] = []
+        self.established: frozenset[IPAddress] = frozenset()
         self.peers: list[tuple[NamespaceName, socket.socket]] = []
 
     def make_pod(self, netns: str) -> None:
@@ -57,6 +58,11 @@ class FakeKernel(Kernel):
         for op in ops:
             self._apply(op)
             self.applied.append(op)
+
+    async def connections(self, namespace: NamespaceName) -> frozenset[IPAddress]:
+        """What the test put there."""
+        self._network(namespace)
+        return self.established
 
     async def packet_socket(
         self,
@@ -150,7 +156,7 @@ class FakeKernel(Kernel):
         state = self._network(namespace)
         links, neighbours, fdb, floods = dict(state.links), dict(state.neighbours), set(state.fdb), set(state.floods)
         routers, tunnels, over_rt0 = dict(state.routers), dict(state.tunnels), dict(state.routes)
-        routes = set(state.default_routes)
+        routes, homes = set(state.default_routes), set(state.homes)
         match op:
             case ops.CreateBridge(_, name, mac, mtu):
                 links[name] = LinkState(name, mac, mtu, up=False, kind="bridge")
@@ -191,6 +197,9 @@ class FakeKernel(Kernel):
             case ops.RemoveRoute(_, _, destination, via):
                 if destination in over_rt0 and over_rt0[destination] == via:
                     del over_rt0[destination]
+            case ops.SetHomeRoute(_, interface, mark, _):
+                self._link(links, interface)
+                homes.add(mark)
             case ops.SetNeighbour(_, interface, address, mac):
                 self._link(links, interface)
                 (routers if interface == names.VXLAN_L3 else neighbours)[address] = mac
@@ -221,6 +230,7 @@ class FakeKernel(Kernel):
             routes=over_rt0,
             fdb=frozenset(fdb),
             floods=frozenset(floods),
+            homes=frozenset(homes),
             default_routes=frozenset(routes),
         )
 

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.kernel import commands, namespaces, packets
+from vmnet.kernel import commands, connections, namespaces, packets
 from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
@@ -71,7 +71,7 @@ class LinuxKernel(Kernel):
         return _ruleset(json.loads(output) if code == 0 else {}, family="inet")
 
     async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
-        """Seven dumps, side by side."""
+        """Eight dumps, side by side."""
         try:
             return await self._observe_network(namespace)
         except Gone:
@@ -82,12 +82,14 @@ class LinuxKernel(Kernel):
     async def _observe_network(self, namespace: NamespaceName) -> NetworkState | None:
         if not namespaces.path_of(namespace).exists():
             return None
-        links, neighbours, fdb, routes4, routes6, ruleset, listed = await asyncio.gather(
+        links, neighbours, fdb, routes4, routes6, rules, ruleset, listed = await asyncio.gather(
             self._json(namespace, ["ip", "-j", "-d", "addr", "show"]),
             self._json(namespace, ["ip", "-j", "neigh", "show", "nud", "permanent"]),
             self._json(namespace, ["bridge", "-j", "fdb", "show"]),
             self._json(namespace, ["ip", "-j", "-4", "route", "show"]),
             self._json(namespace, ["ip", "-j", "-6", "route", "show"]),
+            # The family that is written last.
+            self._json(namespace, ["ip", "-j", "-6", "rule", "show"]),
             # Elements of the other tables are never read back: they may be many, and the digest speaks for them.
             self._json(namespace, ["nft", "-j", "list", "table", *firewall.TABLE.split()], missing={}),
             self._json(namespace, LIST_CHAINS),
@@ -107,6 +109,7 @@ class LinuxKernel(Kernel):
                 if item["ifname"] == VXLAN_L3 and "dst" in item
             },
             routes=_routes(routes),
+            homes=frozenset(int(item["fwmark"], 16) for item in rules if "fwmark" in item),
             fdb=entries,
             floods=floods,
             default_routes=frozenset(
@@ -144,6 +147,14 @@ class LinuxKernel(Kernel):
                     await self._flush(batch)
                     batch = Batch.of(step, op)
         await self._flush(batch)
+
+    async def connections(self, namespace: NamespaceName) -> frozenset[IPAddress]:
+        """See the Protocol."""
+        try:
+            found: frozenset[IPAddress] = await self._worker.run(str(namespaces.path_of(namespace)), connections.read)
+        except FileNotFoundError as error:
+            raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
+        return found
 
     async def packet_socket(
         self,

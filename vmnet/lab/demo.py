@@ -197,7 +197,7 @@ class Scenario:
         problems += [
             f"stream {stream.name}: {stream.resets} resets, longest gap {stream.longest_gap_ms:.0f} ms"
             for stream in report.tcp_streams
-            if not stream.survived and stream.name != "blue→outside"
+            if not stream.survived
         ]
         problems += [f"{item.where}: {item.name} {item.type} gave {item.answer}" for item in report.dns if not item.ok]
         if report.probe_gap_ms is None or report.probe_gap_ms > STALL_LIMIT_MS:

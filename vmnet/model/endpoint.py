@@ -112,6 +112,14 @@ class RemoteEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """Where the connections over the network's edge were begun of a machine that has come here from another node."""
+
+    address: IPAddress
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """The veth between the node and the network namespace: a /30 and a /126, numbered by this node alone.
 
@@ -139,3 +147,4 @@ class NodeNetwork:
     """VTEPs of the other nodes that host this network: broadcast and unknown frames are replicated to them."""
     routers: tuple[Node, ...] = ()
     """The other nodes whose routers this one reaches over ``rt0``."""
+    homes: tuple[Home, ...] = ()

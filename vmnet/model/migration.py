@@ -39,3 +39,5 @@ class CutOver:
     first_frame_at: float | None = None
     """First frame the new port carried towards the guest after it opened."""
     announcements: int = 0
+    source: str = ""
+    """Node that the machine came from: its connections over the network's edge stay with that node's router."""

@@ -66,6 +66,8 @@ JOIN_PREFIX: Final = "vmj"
 VXLAN_PORT: Final = 4789
 """RFC 7348 section 4.1."""
 L3_VNI_BIT: Final = 1 << 23
+HOME_MARK: Final = 1 << 24
+"""Packet and connection mark, and routing table, of what belongs to another node's router: + that node's number."""
 MAX_NETWORK_ID: Final = L3_VNI_BIT - 1
 
 

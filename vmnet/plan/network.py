@@ -11,7 +11,7 @@ from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.endpoint import Endpoint, LocalPort, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import GATEWAY_LINK_LOCAL, Network, Role
-from vmnet.plan import firewall, ops
+from vmnet.plan import edge, firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import LinkState, NetworkState
 from vmnet.plan.table import Table
@@ -31,6 +31,13 @@ SYSCTLS: Final = (
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
 )
+CONNTRACK_SYSCTLS: Final = (
+    # Of a connection that stays with another node's router this one sees only a half, in windows it cannot know.
+    ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+    # That half looks unanswered: five minutes of silence would otherwise be its end. Seconds.
+    ("net/netfilter/nf_conntrack_tcp_timeout_unacknowledged", "86400"),
+)
+"""They are there once the namespace has a rule that needs conntrack."""
 
 SWITCHED_SYSCTLS: Final = tuple(
     (key, "0" if key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding") else value) for key, value in SYSCTLS
@@ -80,6 +87,7 @@ def plan(
     found += _links(desired, state)
     if "port_in" not in state.chains:
         found.append(ops.LoadFirewall(namespace, firewall.network_script(desired)))
+        found.append(ops.SetSysctls(namespace, CONNTRACK_SYSCTLS))
     found += load_tables(namespace, state.tables, tables, held)
     found += _activate(desired, state)
     wanted = {port.endpoint.port for port in desired.ports}
@@ -92,6 +100,7 @@ def plan(
     found += _floods(desired, state)
     found += _routers(desired, state)
     found += _routes(desired, state)
+    found += edge.routes(desired, state)
     return tuple(found)
 
 

@@ -158,6 +158,16 @@ class RemoveRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class SetHomeRoute:
+    """What carries ``mark`` goes to another node's router, one gateway per family. The table has the mark's number."""
+
+    namespace: NamespaceName
+    interface: InterfaceName
+    mark: int
+    gateways: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetNeighbour:
     """Static neighbour: the node must never ask for a remote endpoint from the anycast address."""
 
@@ -273,6 +283,7 @@ Op = (
     | AddDefaultRoute
     | SetRoute
     | RemoveRoute
+    | SetHomeRoute
     | SetNeighbour
     | RemoveNeighbour
     | SetFdb

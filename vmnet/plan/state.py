@@ -48,6 +48,8 @@ class NetworkState:
     """FDB of ``rt0``: router MAC → VTEP."""
     routes: Mapping[IPNetwork, IPAddress | None] = field(default_factory=dict)
     """Routes over ``rt0`` with their next hops, without the connected ones; None for what is refused."""
+    homes: frozenset[int] = frozenset()
+    """Marks that another node's router has a rule for."""
     fdb: frozenset[FdbEntry] = frozenset()
     floods: frozenset[IPAddress] = frozenset()
     default_routes: frozenset[int] = frozenset()

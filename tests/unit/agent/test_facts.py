@@ -151,3 +151,29 @@ def test_a_node_whose_annotations_are_spoiled_is_still_a_node() -> None:
     assert found is not None
     assert found.transit == ()
     assert found.subnets == ()
+
+
+def test_a_machine_comes_from_its_migration_s_source() -> None:
+    source, target = pod("source", "n1"), pod("target", "n2", created=1)
+    pods = [source, target]
+    staged = vmi("n1")
+    assert facts.source_node(target, pods, staged) == "n1", "not handed over yet"
+    assert facts.source_node(source, pods, staged) == ""
+    over = vmi("n2", sourcePod="source", targetPod="target", sourceNode="n1", targetNode="n2", completed=True)
+    assert facts.source_node(target, pods, over) == "n1"
+    assert facts.source_node(source, pods, over) == "", "it never came back"
+
+
+def test_a_pod_that_was_once_a_target_remembers_while_the_vmi_tells_of_another_migration() -> None:
+    second, third = pod("second", "n2"), pod("third", "n3", created=1)
+    second["metadata"]["annotations"][names.CUT_OVER_ANNOTATION] = json.dumps({"source": "n1"})
+    failed = vmi("n2", sourcePod="second", targetPod="third", sourceNode="n2", targetNode="n3", failed=True)
+    assert facts.source_node(second, [second, third], failed) == "n1"
+    second["metadata"]["annotations"][names.CUT_OVER_ANNOTATION] = "{"
+    assert facts.source_node(second, [second, third], failed) == ""
+
+
+def test_a_machine_that_began_here_comes_from_nowhere() -> None:
+    alone = pod("alone", "n1")
+    assert facts.source_node(alone, [alone], vmi("n1")) == ""
+    assert facts.source_node(alone, [pod("old", "n2", phase="Succeeded"), alone], vmi("n1")) == ""

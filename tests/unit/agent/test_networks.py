@@ -56,6 +56,11 @@ class Store:
     def items(self) -> list[Object]:
         return list(self.held.values())
 
+    def drop(self, key: str) -> None:
+        before = self.held.pop(key)
+        for handler in self.handlers:
+            handler(before, None)
+
     def put(self, item: Object) -> None:
         before = self.held.get(object_key(item))
         self.held[object_key(item)] = item
@@ -127,7 +132,11 @@ class World:
         subnets = {names.NODE_SUBNETS_ANNOTATION: json.dumps({"blue_net": parts})} if parts else {}
         self.node(number, **{names.NODE_NUMBER_ANNOTATION: str(number)}, **subnets)
 
-    def pod(self, host: int, node: str = "n1") -> Endpoint:
+    def machine(self, host: int, node: str) -> Endpoint:
+        """A virt-launcher pod."""
+        return self.pod(host, node, {names.LAUNCHER_LABEL: names.LAUNCHER_LABEL_VALUE})
+
+    def pod(self, host: int, node: str = "n1", labels: dict[str, str] | None = None) -> Endpoint:
         address = f"192.168.0.{host}"
         mac = addresses.mac_for(addresses.address(address))
         allocated = {NAD: {"ip_addresses": [f"{address}/16"], "mac_address": mac}}
@@ -135,7 +144,8 @@ class World:
             "namespace": "blue",
             "name": f"p{host}",
             "uid": f"uid-{host}",
-            "annotations": {names.POD_NETWORKS_ANNOTATION: json.dumps(allocated)},
+            "labels": labels or {},
+            "annotations": {names.POD_NETWORKS_ANNOTATION: json.dumps(allocated), names.DOMAIN_ANNOTATION: f"vm{host}"},
         }
         self.stores[PODS].put({"metadata": metadata, "spec": {"nodeName": node}, "status": {"phase": "Running"}})
         found = self.cluster.endpoint(f"blue/p{host}")
@@ -297,3 +307,20 @@ async def test_a_layer3_network_shows_this_node_s_part_and_routes_to_the_others(
     world.kernel.applied.clear()
     await world.networks.render(NETWORK.name)
     assert world.kernel.applied == []
+
+
+async def test_a_network_stays_while_connections_of_a_machine_that_moved_away_live_here(world: World) -> None:
+    world.kernel.established = frozenset({addresses.address("192.168.0.5")})
+    persistent = replace(NETWORK, persistent=True)
+    held = world.stores[NADS].held["blue/net"]
+    world.stores[NADS].put({**held, "spec": {"config": persistent.to_nad_config(NAD)}})
+    await world.attach(world.pod(6))
+    world.machine(5, "n2")
+    world.stores[PODS].drop("blue/p6")
+    await world.networks.render(NETWORK.name)
+    state = world.kernel.networks[NETWORK.namespace]
+    assert not state.ports()
+    assert addresses.address("192.168.0.5") in state.neighbours, "what comes from the outside goes on to the machine"
+    world.kernel.established = frozenset({addresses.address("192.168.0.99")})
+    await world.networks.render(NETWORK.name)
+    assert NETWORK.namespace not in world.kernel.networks
