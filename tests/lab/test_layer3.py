@@ -176,6 +176,43 @@ async def test_agents_and_controller_that_start_anew_take_over_what_is_there(ten
         assert was.items() <= now.items(), "nothing was made anew"
 
 
+async def test_a_secondary_layer3_network_is_on_net1(tenants: Tenants) -> None:
+    """A namespace without a primary network: the default route stays on eth0, the other node's part is a route."""
+    network = {
+        "apiVersion": "k8s.ovn.org/v1",
+        "kind": "UserDefinedNetwork",
+        "metadata": {"namespace": "plain", "name": "storage"},
+        "spec": {
+            "topology": "Layer3",
+            "layer3": {"role": "Secondary", "subnets": [{"cidr": "10.77.0.0/16"}, {"cidr": "fd77::/48"}]},
+        },
+    }
+    await tenants.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "plain"}}, network)
+    pods = [pod("plain", f"plain-{number}", node) for number, node in enumerate(("n1", "n2"))]
+    for item in pods:
+        item["metadata"]["annotations"] = {names.NETWORKS_ANNOTATION: "storage"}
+    await tenants.apply(*pods)
+    await tenants.lab.kubectl("wait", "-n", "plain", "--for=condition=Ready", "pod", "--all", "--timeout=120s")
+    entries = {}
+    for item in (await tenants.get("pods", "-n", "plain"))["items"]:
+        text = item["metadata"]["annotations"][names.POD_NETWORKS_ANNOTATION]
+        entries[item["metadata"]["name"]] = json.loads(text)["plain/storage"]
+    assert [route["dest"] for route in entries["plain-0"]["routes"]] == ["10.77.0.0/16", "fd77::/48"]
+    addresses = {name: [text.split("/")[0] for text in entry["ip_addresses"]] for name, entry in entries.items()}
+    everyone = [address for found in addresses.values() for address in found]
+    for name in addresses:
+        assert await tenants.unreached("plain", name, everyone) == []
+        routes = await tenants.lab.kubectl("exec", "-n", "plain", name, "--", "ip", "route")
+        assert "default via 10.244." in routes
+        assert "10.77.0.0/16 via" in routes
+    # It leads to itself alone.
+    script = 'ip route replace 172.30.0.100 via "$1"; ping -c 1 -W 3 172.30.0.100'
+    gateway = entries["plain-0"]["routes"][0]["nextHop"]
+    with pytest.raises(LabError):
+        await tenants.lab.kubectl("exec", "-n", "plain", "plain-0", "--", "sh", "-c", script, "ping", gateway)
+    await tenants.lab.kubectl("delete", "namespace", "plain", "--timeout=90s")
+
+
 async def test_a_network_that_goes_leaves_nothing(tenants: Tenants) -> None:
     await tenants.lab.kubectl("delete", "udn", "-n", "green", "green-network", "--wait=false")
 

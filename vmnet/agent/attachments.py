@@ -17,7 +17,7 @@ from vmnet.cni import call, result
 from vmnet.cni.call import Answer
 from vmnet.cni.errors import CniError, Code
 from vmnet.cni.request import Command, Request
-from vmnet.cni.result import ResultAddress, ResultInterface
+from vmnet.cni.result import ResultAddress, ResultInterface, ResultRoute
 from vmnet.kernel.api import KernelError
 from vmnet.kube.api import PODS, Kube, KubeError, NotFound
 from vmnet.model import names
@@ -340,5 +340,6 @@ def _interface(place: Place, netns: str, mtu: int) -> ResultInterface:
             ResultAddress(found, network.gateway_for(found.version) if place.primary else None)
             for found in endpoint.addresses
         ),
+        routes=tuple(ResultRoute(destination, hop) for destination, hop in network.pod_routes),
         primary=place.primary,
     )

@@ -13,7 +13,7 @@ from vmnet.controller.claims import failure, foreign
 from vmnet.controller.cluster import Attachment, ClaimReference, Cluster
 from vmnet.controller.ledger import Ledger, Owner, claim_owner, workload_owner
 from vmnet.controller.waiting import WaitingRoom
-from vmnet.ipam.errors import AddressConflict, AllocationError, Exhausted
+from vmnet.ipam.errors import AddressConflict, AllocationError, Exhausted, Immovable
 from vmnet.ipam.network_pools import Allocation, NetworkPools
 from vmnet.kube.api import CLAIMS, NADS, NODES, PODS, Kube, NotFound, Object, object_key
 from vmnet.kube.events import Recorder
@@ -49,14 +49,8 @@ def entry(network: Network, allocation: Allocation) -> dict[str, Any]:
         found["ip_address"] = str(allocation.addresses[0])
         if gateways:
             found["gateway_ip"] = gateways[0]
-    if not network.stretched and network.role is Role.SECONDARY:
-        # No default route leads there.
-        hops = {item.version: network.gateway_for(item.version) for item in allocation.addresses}
-        found["routes"] = [
-            {"dest": str(subnet), "nextHop": str(hop)}
-            for subnet in network.subnets
-            if (hop := hops.get(subnet.version))
-        ]
+    if network.pod_routes:
+        found["routes"] = [{"dest": str(subnet), "nextHop": str(hop)} for subnet, hop in network.pod_routes]
     return found
 
 
@@ -126,7 +120,7 @@ class PodReconciler:
                 elif not _settled(pod, attachment, allocation):
                     entries[attachment.key] = entry(attachment.network, allocation)
             except (ValueError, AllocationError) as error:
-                if isinstance(error, Exhausted | AddressConflict):
+                if isinstance(error, Exhausted | AddressConflict | Immovable):
                     self._waiting.enter(attachment.network.name, "pod", key, self.again)
                 where = "" if attachment.network.stretched else f" on node {objects.node_of(pod)}"
                 await self._tell(pod, f"network {attachment.network.name}{where}: {error}")
@@ -206,13 +200,14 @@ class PodReconciler:
     def _pools(self, pod: Object, network: Network) -> NetworkPools | None:
         """Where the pod's addresses come from; None until its node is known and has its part, in writing.
 
-        Raises Exhausted.
+        Raises Exhausted, Immovable.
         """
         if network.stretched:
             return self._ledger.pools(network)
         name = objects.node_of(pod)
         if not name:
             return None  # until it is bound: that is a change of the pod
+        self._check_machine(pod, network)
         pools = self._ledger.node_pools(network)
         node = self._cluster.get(NODES, name)
         if node is not None:
@@ -223,6 +218,15 @@ class PodReconciler:
             self.place(name)
         self._waiting.enter(node_group(name), "pod", object_key(pod), self.again)
         return None
+
+    def _check_machine(self, pod: Object, network: Network) -> None:
+        """A machine whose addresses are bound to its node has one pod at a time. Raises Immovable."""
+        machine = self._cluster.machine_of(pod)
+        if machine is None or self._ledger.get(workload_owner(pod, network), network.name) is not None:
+            return
+        for other in self._cluster.launchers(machine):
+            if objects.alive(other) and self._ledger.get(workload_owner(other, network), network.name) is not None:
+                raise Immovable(f"the machine runs in pod {object_key(other)}: on a Layer3 network it cannot move")
 
     async def _allocate(self, pod: Object, attachment: Attachment, pools: NetworkPools) -> Allocation | None:
         """What the pod shall have; None while its claim has nothing. Raises AllocationError, ValueError."""

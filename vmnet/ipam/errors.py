@@ -28,6 +28,10 @@ class AddressConflict(AllocationError):
         self.owner = owner
 
 
+class Immovable(AllocationError):
+    """The owner's addresses are bound to a node that it would leave. Retryable: succeeds once they are given back."""
+
+
 class OutOfRange(AllocationError):
     """The address lies outside the subnet, or in a part of it that workloads never get. Terminal for that request."""
 

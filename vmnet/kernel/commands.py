@@ -243,6 +243,7 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
                 up.append(f"route replace {everything} via {via} dev {op.default_interface} table {POD_TABLE}")
         if gateway is not None:
             up.append(f"route replace {everything} via {gateway} dev {op.interface}")
+    up += [f"route replace {destination} via {hop} dev {op.interface}" for destination, hop in op.routes]
     # A repeated ADD meets what the first one left: neither may stay behind, and rules would pile up.
     stale += [f"rule del {rule}" for rule in rules[4]]
     up += [f"rule add {rule}" for rule in rules[4]]

@@ -97,6 +97,21 @@ class Network:
         return self.role is Role.PRIMARY or not self.stretched
 
     @property
+    def joined(self) -> bool:
+        """Whether its routers have a way out by the node: egress, services."""
+        return self.role is Role.PRIMARY
+
+    @property
+    def pod_routes(self) -> tuple[tuple[IPNetwork, IPAddress], ...]:
+        """Routes that a pod on this node's segment needs beside the connected one, each with its next hop.
+
+        A primary network needs none: the pod's default route leads there.
+        """
+        if self.stretched or self.role is Role.PRIMARY:
+            return ()
+        return tuple((subnet, hop) for subnet in self.subnets if (hop := self.gateway_for(subnet.version)))
+
+    @property
     def gateways(self) -> tuple[IPAddress, ...]:
         """One per segment: the requested one of its family, else the first usable address.
 

@@ -164,6 +164,7 @@ def attach(
                 if any(item.version == gateway.version for item in endpoint.addresses)
             ),
             pod.default_addresses,
+            desired.network.pod_routes,
         ),
     ]
     return tuple(found)
@@ -242,15 +243,16 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     if _has_transit(desired) and names.VXLAN_L3 not in state.links:
         local, mac = desired.node.address, desired.node.router_mac
         yield ops.CreateVxlan(namespace, names.VXLAN_L3, network.l3_vni, local, desired.mtu, mac, learning=False)
-    if network.routed:
-        yield from _router_links(desired, state)
-
-
-def _router_links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
-    """The gateway on the bridge, and the join to the node."""
-    namespace, network = desired.network.namespace, desired.network
-    if names.UPLINK not in state.links:
+    if network.joined and names.UPLINK not in state.links:
         yield ops.CreateJoin(namespace, names.join_interface(network.id), names.UPLINK, desired.mtu)
+    if network.routed:
+        yield from _gateway_addresses(desired, state)
+    if network.joined:
+        yield from _join_addresses(desired, state)
+
+
+def _gateway_addresses(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    namespace, network = desired.network.namespace, desired.network
     bridge = state.links.get(names.BRIDGE)
     have = bridge.addresses if bridge else frozenset()
     gateways = [
@@ -267,6 +269,10 @@ def _router_links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     router = IPv6Interface(f"{GATEWAY_LINK_LOCAL}/64")
     if router not in have:
         yield ops.AddAddress(namespace, names.BRIDGE, router)
+
+
+def _join_addresses(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
+    namespace, node_end = desired.network.namespace, names.join_interface(desired.network.id)
     uplink = state.links.get(names.UPLINK)
     joined = uplink.addresses if uplink else frozenset()
     for inside, outside in (
@@ -275,7 +281,7 @@ def _router_links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     ):
         if inside not in joined:
             # The inner address is the one that is looked at, so it is written last.
-            yield ops.AddAddress(None, names.join_interface(network.id), outside)
+            yield ops.AddAddress(None, node_end, outside)
             yield ops.AddAddress(namespace, names.UPLINK, inside)
 
 
@@ -287,13 +293,13 @@ def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     vxlan = state.links.get(names.VXLAN_L2)
     if desired.network.stretched and (vxlan is None or not vxlan.up or vxlan.master != names.BRIDGE):
         yield ops.AttachToBridge(namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=True)
-    if not desired.network.routed:
+    if _has_transit(desired) and not _up(state, names.VXLAN_L3):
+        yield ops.SetUp(namespace, names.VXLAN_L3)
+    if not desired.network.joined:
         return
     if not _up(state, names.UPLINK):
         yield ops.SetUp(None, names.join_interface(desired.network.id))
         yield ops.SetUp(namespace, names.UPLINK)
-    if _has_transit(desired) and not _up(state, names.VXLAN_L3):
-        yield ops.SetUp(namespace, names.VXLAN_L3)
     for version, gateway in ((4, desired.join.node_ipv4.ip), (6, desired.join.node_ipv6.ip)):
         if version not in state.default_routes:
             yield ops.AddDefaultRoute(namespace, names.UPLINK, gateway)

@@ -256,7 +256,8 @@ class LoadFirewall:
 class ConfigurePod:
     """Inside a pod: addresses, default routes by the network's gateway, and eth0 only for replies of its own address.
 
-    ``default_addresses``: eth0's addresses, each with the gateway it had.
+    ``default_addresses``: eth0's addresses, each with the gateway it had. ``routes``: what else is reached by the
+    network, each with its next hop.
     """
 
     netns: str
@@ -265,6 +266,7 @@ class ConfigurePod:
     addresses: tuple[IPInterface, ...]
     gateways: tuple[IPAddress, ...]
     default_addresses: tuple[tuple[IPInterface, IPAddress | None], ...] = ()
+    routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()
 
 
 Op = (

@@ -245,3 +245,18 @@ async def test_a_static_request_must_lie_in_the_part_of_the_pods_node(world: Any
         assert await allocated(world, "inside") == ["103.103.0.77/24"]
         await world.told("ErrorAllocatingPod", "address 103.103.9.9 is not in subnet 103.103.0.0/24")
     assert world.allocation("blue", "outside", KEY) is None
+
+
+async def test_a_machine_on_a_layer3_network_stays_where_it_is(world: Any) -> None:
+    prepare(world, "103.103.0.0/16")
+    vmi = world.vmi(world.vm("blue", "blue"), node="n1")
+    source = world.launcher(vmi, "source", node="n1")
+    async with world.controller():
+        assert await allocated(world, "source") == ["103.103.0.3/24"]
+        world.launcher(vmi, "target", node="n2")
+        await world.told("ErrorAllocatingPod", "the machine runs in pod blue/source: on a Layer3")
+        assert world.allocation("blue", "target", KEY) is None
+        assert world.parts("n2") == {}
+        # It starts anew there once it has ended here.
+        world.finish(source)
+        assert await allocated(world, "target") == ["103.103.1.3/24"]

@@ -200,7 +200,7 @@ async def test_pods_of_one_network_in_two_namespaces_share_its_addresses(world: 
     assert len({item["mac_address"] for item in found}) == 6
 
 
-def test_a_secondary_layer3_network_is_reached_by_routes() -> None:
+def test_a_pod_reaches_a_secondary_layer3_network_by_routes() -> None:
     network = Network(
         "green",
         NetworkId(3),

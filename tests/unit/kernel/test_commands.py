@@ -1,4 +1,4 @@
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 from vmnet.kernel import commands
 from vmnet.kernel.commands import Batch, Step
@@ -76,3 +76,17 @@ def test_what_the_programs_say_is_told_apart() -> None:
     assert commands.is_gone('Cannot find device "br0"')
     assert commands.is_unsupported("RTNETLINK answers: Operation not supported")
     assert not commands.is_gone("RTNETLINK answers: File exists")
+
+
+def test_what_a_secondary_network_leads_to_is_a_route_by_its_interface() -> None:
+    op = ops.ConfigurePod(
+        "/run/netns/pod",
+        InterfaceName("net1"),
+        InterfaceName("eth0"),
+        (ip_interface("203.203.4.5/24"),),
+        (),
+        routes=((ip_network("203.203.0.0/16"), ip_address("203.203.4.1")),),
+    )
+    found = lines(op)
+    assert found[-1] == "route replace 203.203.0.0/16 via 203.203.4.1 dev net1"
+    assert not any("eth0" in line or "route del" in line for line in found)

@@ -278,3 +278,22 @@ def test_a_node_with_another_part_gives_up_the_former_one() -> None:
     bridge = replace(state.links[names.BRIDGE], addresses=frozenset({ip_interface("103.103.7.1/24")}))
     found = planner.plan(ROUTED_DESIRED, replace(state, links={**state.links, names.BRIDGE: bridge}))
     assert ops.RemoveAddress(NETWORK.namespace, names.BRIDGE, ip_interface("103.103.7.1/24")) in found
+
+
+def test_a_secondary_layer3_network_is_reached_by_routes_and_leads_nowhere_else() -> None:
+    secondary = replace(ROUTED_DESIRED, network=replace(ROUTED_DESIRED.network, role=Role.SECONDARY))
+    found = planner.plan(secondary, None)
+    assert not any(isinstance(op, ops.CreateJoin | ops.AddDefaultRoute) for op in found)
+    assert sum(isinstance(op, ops.SetRoute) for op in found) == 4
+    endpoint = replace(
+        LOCAL,
+        interface=InterfaceName("net1"),
+        addresses=(ip_interface("103.103.1.9/24"), ip_interface("fd20:0:0:1::9/64")),
+    )
+    configure = planner.attach(secondary, LocalPort(endpoint), POD, rendered())[-1]
+    assert isinstance(configure, ops.ConfigurePod)
+    assert configure.gateways == ()
+    assert configure.routes == (
+        (ip_network("103.103.0.0/16"), ip_address("103.103.1.1")),
+        (ip_network("fd20::/48"), ip_address("fd20:0:0:1::1")),
+    )
