@@ -15,17 +15,17 @@ from pathlib import Path
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.kernel.namespaces import Worker
 from vmnet.model import names
-from vmnet.model.addresses import mac_for
+from vmnet.model.addresses import IPNetwork, mac_for
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
 from vmnet.model.names import NamespaceName, NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Topology
 from vmnet.plan import firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import NetworkState
 
-THERE = Node("n2", ip_address("172.30.0.12"))
+THERE = Node("n2", ip_address("172.30.0.12"), 2)
 POD = "/run/netns/pod"
 
 
@@ -42,12 +42,26 @@ async def desired(kernel: LinuxKernel, number: int) -> NodeNetwork:
     subnets = (ip_network("192.168.0.0/16"), ip_network("fd20::/64"))
     return NodeNetwork(
         network=Network(name="n", id=NetworkId(number), subnets=subnets),
-        node=Node("n1", ip_address("127.0.0.1")),
+        node=Node("n1", ip_address("127.0.0.1"), 1),
         mtu=1450,
         join=node_planner.allocate_join(await kernel.observe_node(), NetworkId(number)),
         remotes=(RemoteEndpoint(endpoint(12, "n2"), THERE.address),),
         peers=(THERE.address,),
+        routers=(THERE,),
     )
+
+
+async def routed(kernel: LinuxKernel, number: int) -> NodeNetwork:
+    """A Layer3 network, whose other part is on the other node."""
+
+    def parts(node: int) -> tuple[IPNetwork, ...]:
+        return ip_network(f"103.103.{node}.0/24"), ip_network(f"fd20:0:0:{node}::/64")
+
+    ranges = (ip_network("103.103.0.0/16"), ip_network("fd20::/48"))
+    network = Network("r", NetworkId(number), Topology.LAYER3, subnets=ranges, host_prefixes=(24, 64))
+    wanted = await desired(kernel, number)
+    others = (replace(THERE, subnets=(("r", parts(2)),)),)
+    return replace(wanted, network=network.at(parts(1)), remotes=(), peers=(), routers=others)
 
 
 async def observed(kernel: LinuxKernel, namespace: NamespaceName) -> NetworkState:
@@ -73,9 +87,17 @@ async def completed(kernel: LinuxKernel, wanted: NodeNetwork) -> None:
 
 
 async def death_while_a_network_is_made(kernel: LinuxKernel) -> None:
-    whole = planner.plan(await desired(kernel, 1), None)
+    await _deaths(kernel, desired)
+
+
+async def death_while_a_layer3_network_is_made(kernel: LinuxKernel) -> None:
+    await _deaths(kernel, routed)
+
+
+async def _deaths(kernel: LinuxKernel, make: Callable[[LinuxKernel, int], Awaitable[NodeNetwork]]) -> None:
+    whole = planner.plan(await make(kernel, 1), None)
     for done in range(1, len(whole)):
-        wanted = await desired(kernel, done)
+        wanted = await make(kernel, done)
         await kernel.apply(planner.plan(wanted, None)[:done])
         wanted = replace(wanted, join=node_planner.allocate_join(await kernel.observe_node(), NetworkId(done)))
         try:
@@ -180,6 +202,7 @@ CASES: dict[str, Callable[[LinuxKernel], Awaitable[None]]] = {
     case.__name__: case
     for case in (
         death_while_a_network_is_made,
+        death_while_a_layer3_network_is_made,
         death_while_a_port_is_made,
         a_port_goes_while_its_state_changes,
         a_network_comes_back_at_once,

@@ -16,6 +16,7 @@ PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; exec 
     "case",
     [
         "death_while_a_network_is_made",
+        "death_while_a_layer3_network_is_made",
         "death_while_a_port_is_made",
         "a_port_goes_while_its_state_changes",
         "a_network_comes_back_at_once",
