@@ -35,6 +35,7 @@ from vmnet.kube.api import (
 )
 from vmnet.kube.client import KubeClient
 from vmnet.lab.apiserver.testing import running_server
+from vmnet.lab.kubectl import find as find_kubectl
 from vmnet.model import names
 
 ROOT = Path(__file__).parents[2]
@@ -290,6 +291,121 @@ async def test_without_our_definitions_the_controller_says_what_is_missing(tmp_p
             assert resource.plural in page[1]
         assert (await process.page("/livez"))[0] == 200
         assert await process.stop() == 0
+
+
+async def test_networks_and_namespaces_that_come_and_go(tmp_path: Path) -> None:
+    """What an administrator types, in the order in which it may come."""
+    async with cluster(tmp_path) as (kube, kubeconfig), controller(kubeconfig):
+        run = Kubectl(kubeconfig)
+        # A pod of a labelled namespace waits for a network that does not exist, and says so.
+        await run("create", "-n", "red", "-f", "-", stdin=pod("early"))
+        waits = ("get", "events", "-n", "red", "--field-selector", "reason=ErrorAllocatingPod", "-o", "json")
+        await eventually(lambda: run.says(waits, "labelled for a primary network, but has none yet"))
+        selector = {"matchLabels": {"tenant": "shared"}}
+        shared = network("shared")
+        shared["spec"]["namespaceSelector"] = selector
+        await run("apply", "-f", "-", stdin=shared)
+        told = ("get", "cudn", "shared", "-o", "json")
+        await eventually(lambda: run.says(told, "no namespace is selected yet"))
+        # The selector finds a namespace when its labels change, and the pod starts.
+        await run("label", "namespace", "red", "tenant=shared")
+        await eventually(lambda: run.says(("get", "pod", "-n", "red", "early", "-o", "json"), "red/shared"))
+        await eventually(lambda: run.says(told, "in following namespaces: [red]"))
+        # A NAD that somebody deletes by hand returns, with the same number.
+        nad = ("get", "net-attach-def", "-n", "red", "shared", "-o", "json")
+        first = json.loads(await run(*nad))
+        await run("delete", "net-attach-def", "-n", "red", "shared", "--wait=false")
+        await eventually(lambda: run.differs(nad, first["metadata"]["uid"]))
+        second = json.loads(await run(*nad))
+        assert (second["spec"], second["metadata"]["annotations"]) == (first["spec"], first["metadata"]["annotations"])
+        # A selector that is edited adds a namespace, and lets one go that pods use only when they have gone.
+        selector = {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["blue"]}]}
+        shared["spec"]["namespaceSelector"] = selector
+        await run("apply", "-f", "-", stdin=shared)
+        await eventually(lambda: run.says(told, "kept in namespace red, where pods use it: red/early"))
+        await eventually(lambda: run.says(told, "in following namespaces: [blue]"))
+        await run("get", "net-attach-def", "-n", "red", "shared")
+        await run("delete", "pod", "-n", "red", "early", "--grace-period=0", "--force")
+        await eventually(lambda: _gone(kube, NADS, "shared", "red"))
+        await eventually(lambda: run.lacks(told, "kept in namespace red"))
+        # A second primary network of a namespace is refused, and has its turn when the first one goes.
+        spec = {"topology": "Layer2", "layer2": {"role": "Primary", "subnets": ["10.0.0.0/24"]}}
+        second = {"apiVersion": UDNS.api_version, "kind": UDNS.kind, "metadata": {"name": "second"}, "spec": spec}
+        await run("apply", "-n", "blue", "-f", "-", stdin=second)
+        refused = ("get", "udn", "-n", "blue", "second", "-o", "json")
+        await eventually(lambda: run.says(refused, "has primary network cluster_udn_shared already"))
+        # A primary network does not come to a namespace without the label.
+        await run("create", "namespace", "plain")
+        await run("apply", "-n", "plain", "-f", "-", stdin=second)
+        lacking = ("get", "udn", "-n", "plain", "second", "-o", "json")
+        await eventually(lambda: run.says(lacking, f"lacks the label {names.PRIMARY_NETWORK_LABEL}"))
+        # In use it stays, and names the pods, also those that came after; then it goes.
+        await run("create", "-n", "blue", "-f", "-", stdin=pod("one"))
+        await eventually(lambda: run.says(("get", "pod", "-n", "blue", "one", "-o", "json"), "blue/shared"))
+        await run("delete", "cudn", "shared", "--wait=false")
+        await eventually(lambda: run.says(told, "cannot be deleted while pods use it: blue/one"))
+        await run("create", "-n", "blue", "-f", "-", stdin=pod("two"))
+        await eventually(lambda: run.says(told, "cannot be deleted while pods use it: blue/one, blue/two"))
+        await run("delete", "pod", "-n", "blue", "one", "--grace-period=0", "--force")
+        await eventually(lambda: run.says(told, "cannot be deleted while pods use it: blue/two"))
+        await run("delete", "pod", "-n", "blue", "two", "--grace-period=0", "--force")
+        await run("wait", "--for=delete", "cudn/shared", "--timeout=40s")
+        await eventually(lambda: run.says(refused, "NetworkAttachmentDefinition has been created"))
+
+
+async def test_secondary_networks_by_kubectl(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (kube, kubeconfig), controller(kubeconfig):
+        run = Kubectl(kubeconfig)
+        spec = {"topology": "Layer2", "layer2": {"role": "Secondary", "subnets": ["10.30.0.0/24"]}}
+        storage = {"apiVersion": UDNS.api_version, "kind": UDNS.kind, "metadata": {"name": "storage"}, "spec": spec}
+        await run("create", "namespace", "plain")
+        await run("apply", "-n", "plain", "-f", "-", stdin=storage)
+        asks = {names.NETWORKS_ANNOTATION: json.dumps([{"name": "storage", "ips": ["10.30.0.9/24"]}])}
+        await run("create", "-n", "plain", "-f", "-", stdin=pod("web", annotations=asks))
+        shown = ("get", "pod", "-n", "plain", "web", "-o", "json")
+        await eventually(lambda: run.says(shown, "plain/storage"))
+        await run("create", "-n", "plain", "-f", "-", stdin=pod("other", annotations=asks))
+        events = ("get", "events", "-n", "plain", "-o", "json")
+        await eventually(lambda: run.says(events, "10.30.0.9 is in use by pod plain/web"))
+        await run("delete", "udn", "-n", "plain", "storage", "--wait=false")
+        told = ("get", "udn", "-n", "plain", "storage", "-o", "json")
+        await eventually(lambda: run.says(told, "cannot be deleted while pods use it: plain/web"))
+        await run("delete", "pod", "-n", "plain", "web", "other", "--grace-period=0", "--force")
+        await eventually(lambda: _gone(kube, UDNS, "storage", "plain"))
+        await eventually(lambda: _gone(kube, NADS, "storage", "plain"))
+
+
+class Kubectl:
+    """The unmodified program."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+
+    async def __call__(self, *words: str, stdin: Object | None = None) -> str:
+        process = await asyncio.create_subprocess_exec(
+            str(find_kubectl()),
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
+        async with asyncio.timeout(DEADLINE):
+            output, errors = await process.communicate(json.dumps(stdin).encode() if stdin else b"")
+        assert process.returncode == 0, f"kubectl {' '.join(words)}: {errors.decode()}"
+        return output.decode()
+
+    async def says(self, words: tuple[str, ...], text: str) -> bool:
+        return text in await self(*words)
+
+    async def lacks(self, words: tuple[str, ...], text: str) -> bool:
+        return text not in await self(*words)
+
+    async def differs(self, words: tuple[str, ...], uid: str) -> bool:
+        try:
+            return str(json.loads(await self(*words))["metadata"]["uid"]) != uid
+        except AssertionError:
+            return False
 
 
 async def _ready(process: Process) -> bool:

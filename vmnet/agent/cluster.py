@@ -60,6 +60,8 @@ class Cluster:
         self._on_network = on_network
         self._on_machine = on_machine
         self._attachments: dict[str, Attachment] = {}
+        self._missed: set[str] = set()
+        """Attachments whose NADs are gone, or unreadable, while living pods have addresses by them."""
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
         """Pod → attachment (NAD) → endpoint; the primary network's first, then as the pod asks for them."""
         self._by_network: dict[str, set[tuple[str, str]]] = {}
@@ -285,6 +287,8 @@ class Cluster:
                 (members.add if present else members.discard)((key, attachment))
                 if not members:
                     del self._by_network[endpoint.network]
+        for attachment in before.keys() - after.keys():
+            self._drop_missed(attachment)
         machine = pod is not None and facts.machine_of(pod) is not None
         changed = {item.network for item in (*before.values(), *after.values())} if machine else set()
         for attachment in before.keys() | after.keys():
@@ -332,6 +336,12 @@ class Cluster:
                 after = None
             if after is not None:
                 self._attachments[key] = after
+        self._missed.discard(key)
+        if before is not None and key not in self._attachments and self._used(before):
+            # The controller lets no NAD go that pods use: somebody's hand did, and it comes back. The pods stay.
+            log.warning("NetworkAttachmentDefinition %s is gone, but pods use it", key)
+            self._attachments[key] = before
+            self._missed.add(key)
         if before == self._attachments.get(key):
             return
         for pod_key in self._by_namespace.get(item["metadata"]["namespace"], set()) | self._askers.get(key, set()):
@@ -341,6 +351,16 @@ class Cluster:
         for found in (before, self._attachments.get(key)):
             if found is not None:
                 self._on_network(found.network.name)
+
+    def _used(self, attachment: Attachment) -> bool:
+        return any(key == attachment.key for _, key in self._by_network.get(attachment.network.name, ()))
+
+    def _drop_missed(self, key: str) -> None:
+        """The last pod on an attachment that is gone ends it."""
+        found = self._attachments.get(key)
+        if found is not None and key in self._missed and not self._used(found):
+            del self._attachments[key]
+            self._missed.discard(key)
 
     def _namespace_changed(self, old: Object | None, new: Object | None) -> None:
         for waiting in self._namespaces_awaited.get(facts.subject(old, new)["metadata"]["name"], ()):

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from vmnet.lab.apiserver import patches
 from vmnet.lab.apiserver.resources import Registry, ResourceInfo
 
 _PREFIX: Final = "#/components/schemas/"
@@ -157,7 +158,7 @@ _WRITE_PARAMETERS: Final = [
 ]
 
 
-def _operation(info: ResourceInfo, verb: str, action: str, schema: Schema) -> Schema:
+def _operation(info: ResourceInfo, verb: str, action: str, schema: Schema, *, custom: bool) -> Schema:
     found: Schema = {
         "operationId": f"{action}{''.join(part.title() for part in info.group.split('.'))}{info.version.title()}"
         f"{'Namespaced' if info.namespaced else ''}{info.kind}",
@@ -169,11 +170,13 @@ def _operation(info: ResourceInfo, verb: str, action: str, schema: Schema) -> Sc
         found["parameters"] = list(_WRITE_PARAMETERS)
         if verb == "patch":
             found["parameters"].append(_parameter("force", "Apply: take fields over from other managers."))
-        found["requestBody"] = {"content": {media: {"schema": schema} for media in _BODIES[verb]}, "required": True}
+        # kubectl looks here for whether it may send a strategic merge patch: custom resources do not take any.
+        bodies = [media for media in _BODIES[verb] if not custom or media != patches.STRATEGIC_PATCH]
+        found["requestBody"] = {"content": {media: {"schema": schema} for media in bodies}, "required": True}
     return found
 
 
-def _paths(info: ResourceInfo, schema: Schema, listed: Schema) -> dict[str, Schema]:
+def _paths(info: ResourceInfo, schema: Schema, listed: Schema, *, custom: bool) -> dict[str, Schema]:
     base = _base(info.group, info.version)
     collection = f"{base}/namespaces/{{namespace}}/{info.plural}" if info.namespaced else f"{base}/{info.plural}"
     named = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
@@ -184,14 +187,14 @@ def _paths(info: ResourceInfo, schema: Schema, listed: Schema) -> dict[str, Sche
         if verb in info.verbs:
             path = f"{collection}/{{name}}" if single else collection
             item = found.setdefault(path, {"parameters": [*(named if single else ()), *within]})
-            item[method] = _operation(info, verb, action, listed if verb == "list" else schema)
+            item[method] = _operation(info, verb, action, listed if verb == "list" else schema, custom=custom)
     if info.namespaced and "list" in info.verbs:
-        found[f"{base}/{info.plural}"] = {"get": _operation(info, "list", "list", listed)}
+        found[f"{base}/{info.plural}"] = {"get": _operation(info, "list", "list", listed, custom=custom)}
     if "status" in info.subresources:
         found[f"{collection}/{{name}}/status"] = {
             "parameters": [*named, *within],
             **{
-                method: _operation(info, verb, method, schema)
+                method: _operation(info, verb, method, schema, custom=custom)
                 for verb, method in (("get", "get"), ("update", "put"), ("patch", "patch"))
             },
         }
@@ -216,7 +219,8 @@ def _render(registry: Registry, group: str, version: str) -> bytes:
         elif "list" in info.verbs:
             list_name = f"{name}List"
             schemas[list_name] = _list_schema(info, name)
-        paths.update(_paths(info, _reference(name), _reference(list_name or name)))
+        custom = definition is not None
+        paths.update(_paths(info, _reference(name), _reference(list_name or name), custom=custom))
     found = {
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": "1.36"},

@@ -93,6 +93,19 @@ def test_a_custom_resource() -> None:
     assert "/apis/lab.example.test/v1/namespaces/{namespace}/gadgets/{name}/status" in document["paths"]
 
 
+def test_only_built_in_kinds_take_strategic_merge_patches() -> None:
+    registry = Registry()
+    registry.replace("lab.example.test", "gadgets", [(GADGETS, VERSION)])
+    strategic = "application/strategic-merge-patch+json"
+    paths = _document(registry, "apis/lab.example.test/v1")["paths"]
+    for path in ("gadgets/{name}", "gadgets/{name}/status"):
+        patch = paths[f"/apis/lab.example.test/v1/namespaces/{{namespace}}/{path}"]["patch"]
+        assert strategic not in patch["requestBody"]["content"]
+    paths = _document(registry, "apis/apps/v1")["paths"]
+    patch = paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"]
+    assert strategic in patch["requestBody"]["content"]
+
+
 def test_the_hash_follows_the_schema() -> None:
     registry = Registry()
 
