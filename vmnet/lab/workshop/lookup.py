@@ -10,7 +10,7 @@
 | ``<balancer:…>``, ``<balancer6:…>`` | its load balancer's address |
 | ``<port:…>`` | its first node port |
 | ``<hostip:…>`` | the IPv4 address of the node that the pod runs on |
-| ``<net1:…>``, ``<net2:…>``, ``<net3:…>`` | its address on a secondary network |
+| ``<net1:…>``, ``<net2:…>`` | its address on a secondary network |
 | ``<freeip:blue/app=blue>`` | the IPv4 address of a node that runs no pod with a label |
 """
 
@@ -56,7 +56,7 @@ class Lookup:
                     return str((await self._kube.get(PODS, rest, namespace))["spec"]["nodeName"])
                 case "hostip":
                     return str((await self._kube.get(PODS, rest, namespace))["status"]["hostIP"])
-                case "net1" | "net2" | "net3":
+                case "net1" | "net2":
                     return status_address(await self._kube.get(PODS, rest, namespace), kind)
                 case "udns":
                     return " ".join(primary_address(pod, 4) for pod in await self._pods(namespace, rest))
