@@ -7,6 +7,7 @@ from vmnet.lab.workshop.steps import CURL, Section, Shows, Step, Words, does, re
 
 _CONDITIONS: Final = "jsonpath={.status.conditions[*].message}"
 _NODES: Final = ("n1", "n2", "n3")
+_GONE: Final = r"103\.103|203\.203|192\.168|106\.106"
 
 SELECTOR: Final[Sequence[Step]] = (
     does("one more namespace", "kubectl apply -f more-namespaces.yaml"),
@@ -176,7 +177,7 @@ TEAR_DOWN: Final[Sequence[Step]] = (
             ),
             Step(
                 f"no rule names what is gone on {node}",
-                f"{node}# sh -c 'nft list ruleset | grep -E \"103\\.103|203\\.203|192\\.168|106\\.106|vmj\" || true'",
+                f"{node}# sh -c 'nft list ruleset | grep -E \"{_GONE}|vmj[0-9]\" || true'",
                 "nothing",
                 Words(()),
                 within=30,
