@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vmnet.lab import cgroups
 from vmnet.lab.directory import LabDirectory, State
 from vmnet.lab.errors import LabError
 from vmnet.lab.lab import Lab
@@ -169,6 +170,19 @@ async def test_after_kill_9_nothing_is_left_and_up_works_again(name: str, victim
     again = await lab.up()
     assert again.init != state.init
     assert (await Lab.attached(name).exec("n1", ["true"])).exit == 0
+
+
+async def test_a_start_removes_the_cgroups_of_labs_that_were_killed(name: str) -> None:
+    root = cgroups.hierarchy()
+    if root is None:
+        pytest.skip("this machine has no cgroup v2")
+    dead = unique_name()
+    (root / cgroups.ROOT / dead / "n1" / cgroups.KUBELET).mkdir(parents=True)
+    assert dead in cgroups.labs()
+    async with Lab(name, 1, without=WITHOUT) as up:
+        assert dead not in cgroups.labs()
+        mounted = await up.exec("n1", ["findmnt", "-n", "-o", "FSTYPE", str(cgroups.MOUNT)])
+        assert mounted.stdout.split()[-1] == "cgroup2"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
