@@ -71,6 +71,7 @@ class Option(IntEnum):
     RAPID_COMMIT = 80  # RFC 4039 section 4
     RELAY_INFORMATION = 82  # RFC 3046 section 2.0
     SEARCH = 119  # RFC 3397 section 2
+    ROUTES = 121  # RFC 3442
 
 
 # Options whose size is fixed; reading checks them, so that nobody else has to.

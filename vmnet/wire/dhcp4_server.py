@@ -1,8 +1,9 @@
 """The DHCPv4 server's decisions: one message and the sender's lease in, one reply out (RFC 2131 section 4.3)."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+from vmnet.model.addresses import IPAddress
 from vmnet.wire import datagram, dhcp4, domains
 from vmnet.wire.datagram import Datagram
 from vmnet.wire.dhcp4 import Message, MessageType, Option
@@ -116,6 +117,12 @@ def _reply(
     )
 
 
+def _route(subnet: IPv4Network, hop: IPAddress) -> bytes:
+    """RFC 3442: the prefix length, the octets of the destination that it covers, the router."""
+    covered = (subnet.prefixlen + 7) // 8
+    return bytes([subnet.prefixlen]) + subnet.network_address.packed[:covered] + hop.packed
+
+
 def _configuration(lease: Lease, ipv4: LeaseIPv4) -> dict[int, bytes]:
     # The subnet mask comes before the router (RFC 2132 section 3.3).
     options: dict[int, bytes] = {Option.SUBNET_MASK: ipv4.address.netmask.packed}
@@ -124,6 +131,8 @@ def _configuration(lease: Lease, ipv4: LeaseIPv4) -> dict[int, bytes]:
     options[Option.MTU] = lease.mtu.to_bytes(2, "big")
     if not lease.router:
         options[Option.BROADCAST] = ipv4.address.network.broadcast_address.packed
+        if routes := b"".join(_route(subnet, hop) for subnet, hop in lease.routes if isinstance(subnet, IPv4Network)):
+            options[Option.ROUTES] = routes
         return options
     options[Option.DOMAIN] = lease.domain.encode()
     if lease.hostname:

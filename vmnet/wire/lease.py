@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
+from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Endpoint
 from vmnet.model.names import MacAddress
 from vmnet.model.network import Network, Role
@@ -60,6 +61,8 @@ class Lease:
     ipv6: LeaseIPv6 | None = None
     router: bool = True
     """Whether the machine's default routes and its names are this network's: not on a secondary one."""
+    routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()
+    """What else is reached by the network, each with its next hop; of use without ``router``."""
 
 
 def lease_of(network: Network, endpoint: Endpoint, mtu: int, cluster_domain: str) -> Lease:
@@ -80,6 +83,7 @@ def lease_of(network: Network, endpoint: Endpoint, mtu: int, cluster_domain: str
         ipv4=LeaseIPv4(ipv4, gateway_ipv4) if ipv4 and isinstance(gateway_ipv4, IPv4Address) else None,
         ipv6=LeaseIPv6(ipv6, gateway_ipv6 if isinstance(gateway_ipv6, IPv6Address) else None) if ipv6 else None,
         router=router,
+        routes=network.pod_routes,
     )
 
 

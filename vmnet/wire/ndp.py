@@ -28,6 +28,7 @@ _SOURCE_LINK: Final = 1  # RFC 4861 section 4.6.1
 _TARGET_LINK: Final = 2  # section 4.6.1
 _PREFIX: Final = 3  # section 4.6.2
 _MTU: Final = 5  # section 4.6.4
+_ROUTE: Final = 24  # RFC 4191 section 2.3
 _RDNSS: Final = 25  # RFC 8106 section 5.1
 _DNSSL: Final = 31  # RFC 8106 section 5.2
 
@@ -41,6 +42,7 @@ _OVERRIDE: Final = 0x20000000
 
 _ADVERTISEMENT: Final = struct.Struct("!BBHII")
 _PREFIX_BODY: Final = struct.Struct("!BBIII16s")
+_ROUTE_BODY: Final = struct.Struct("!BBI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,14 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """What is reached by the router, of medium preference; ``lifetime`` in seconds (RFC 4191 section 2.3)."""
+
+    network: IPv6Network
+    lifetime: int
+
+
+@dataclass(frozen=True, slots=True)
 class RouterAdvertisement:
     """What a router offers. ``lifetime`` in seconds: 0 says that it is no default router (any more).
 
@@ -80,6 +90,7 @@ class RouterAdvertisement:
     dns: tuple[IPv6Address, ...] = ()
     search: tuple[str, ...] = ()
     dns_lifetime: int = 0
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,9 @@ def _encode_advertisement(message: RouterAdvertisement) -> bytes:
         bits = _ON_LINK * prefix.on_link | _AUTONOMOUS * prefix.autonomous
         length, start = prefix.network.prefixlen, prefix.network.network_address.packed
         body += _option(_PREFIX, _PREFIX_BODY.pack(length, bits, prefix.valid, prefix.preferred, 0, start))
+    for route in message.routes:
+        head = _ROUTE_BODY.pack(route.network.prefixlen, 0, route.lifetime)
+        body += _option(_ROUTE, head + route.network.network_address.packed)
     if message.dns:
         servers = b"".join(server.packed for server in message.dns)
         body += _option(_RDNSS, struct.pack("!HI", 0, message.dns_lifetime) + servers)
@@ -228,6 +242,7 @@ def _decode_advertisement(body: bytes) -> RouterAdvertisement:
     options = _decode_options(body[_ADVERTISEMENT.size :])
     mtu: int | None = None
     prefixes: list[Prefix] = []
+    routes: list[Route] = []
     dns: list[IPv6Address] = []
     search: list[str] = []
     dns_lifetime = 0
@@ -238,6 +253,8 @@ def _decode_advertisement(body: bytes) -> RouterAdvertisement:
             mtu = int.from_bytes(data[2:], "big")
         elif kind == _PREFIX:
             prefixes.append(_decode_prefix(data))
+        elif kind == _ROUTE:
+            routes.append(_decode_route(data))
         elif kind == _RDNSS:
             if len(data) < 22 or (len(data) - 6) % 16:
                 raise Malformed("RDNSS option of the wrong size")
@@ -261,6 +278,7 @@ def _decode_advertisement(body: bytes) -> RouterAdvertisement:
         dns=tuple(dns),
         search=tuple(search),
         dns_lifetime=dns_lifetime,
+        routes=tuple(routes),
     )
 
 
@@ -272,6 +290,16 @@ def _decode_prefix(data: bytes) -> Prefix:
         raise Malformed(f"prefix length {length}")
     network = IPv6Network((start, length), strict=False)
     return Prefix(network, bool(bits & _ON_LINK), bool(bits & _AUTONOMOUS), valid, preferred)
+
+
+def _decode_route(data: bytes) -> Route:
+    """The prefix may be cut to the octets that its length needs, in steps of eight."""
+    if len(data) not in (6, 14, 22):
+        raise Malformed("route option of the wrong size")
+    length, _, lifetime = _ROUTE_BODY.unpack_from(data)
+    if length > (len(data) - 6) * 8:
+        raise Malformed(f"route to a prefix of {length} bits in {len(data) - 6} octets")
+    return Route(IPv6Network((data[6:].ljust(16, b"\0"), length), strict=False), lifetime)
 
 
 def _decode_options(data: bytes) -> tuple[tuple[int, bytes], ...]:

@@ -1,12 +1,12 @@
 """What the anycast router advertises to one guest (RFC 4861 section 6.2)."""
 
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 from vmnet.model.network import GATEWAY_LINK_LOCAL
 from vmnet.wire import ndp
 from vmnet.wire.lease import Lease
-from vmnet.wire.ndp import Packet, Prefix, RouterAdvertisement
+from vmnet.wire.ndp import Packet, Prefix, Route, RouterAdvertisement
 
 ROUTER_LIFETIME: Final = 9000
 """Seconds; the most RFC 4861 section 6.2.1 allows. A guest keeps its default route while an agent is away for hours."""
@@ -17,21 +17,31 @@ PREFERRED_LIFETIME: Final = 7 * 24 * 3600  # RFC 4861 section 6.2.1, AdvPreferre
 def advertisement(
     lease: Lease, destination: IPv6Address = ndp.ALL_NODES, lifetime: int = ROUTER_LIFETIME
 ) -> Packet | None:
-    """The advertisement for one guest, None when it has no IPv6 address or no router here.
+    """The advertisement for one guest, None when it has no IPv6 address or no router here that leads anywhere.
 
     ``lifetime`` 0 takes the default route away. It goes to the guest's own MAC, also when the IP destination is all
     nodes (RFC 6085): search names differ between the namespaces that share a network. Addresses come from DHCPv6 (M
     flag); the prefix is on-link, never for autoconfiguration.
     """
-    if lease.ipv6 is None or lease.ipv6.gateway is None:
+    if lease.ipv6 is None:
         return None
+    prefixes = (Prefix(lease.ipv6.address.network, valid=VALID_LIFETIME, preferred=PREFERRED_LIFETIME),)
+    if lease.ipv6.gateway is None:
+        routes = tuple(Route(subnet, ROUTER_LIFETIME) for subnet, _ in lease.routes if isinstance(subnet, IPv6Network))
+        if not routes:
+            return None
+        # RFC 4191 section 2.3: a router to these prefixes that is no default router.
+        some = RouterAdvertisement(
+            0, managed=True, source_link=lease.gateway_mac, mtu=lease.mtu, prefixes=prefixes, routes=routes
+        )
+        return Packet(lease.gateway_mac, lease.mac, GATEWAY_LINK_LOCAL, destination, some)
     message = RouterAdvertisement(
         lifetime=lifetime,
         managed=True,
         other=True,
         source_link=lease.gateway_mac,
         mtu=lease.mtu,
-        prefixes=(Prefix(lease.ipv6.address.network, valid=VALID_LIFETIME, preferred=PREFERRED_LIFETIME),),
+        prefixes=prefixes,
         dns=(lease.ipv6.gateway,),
         search=lease.search,
         dns_lifetime=ROUTER_LIFETIME,

@@ -1,7 +1,7 @@
 """The DHCPv4 server in every state a client can be in (RFC 2131 section 4.3)."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -219,3 +219,22 @@ def test_no_client_ever_gets_another_address_or_an_error(message: Message) -> No
     assert reply.your in (ADDRESS, UNSPECIFIED)
     sent = datagram.decode(dhcp4_server.frame(reply, message, LEASE))
     assert sent.destination_mac == MAC
+
+
+def test_a_secondary_network_is_told_as_routes() -> None:
+    routes = (
+        (ip_network("203.203.0.0/16"), IPv4Address("203.203.4.1")),
+        (ip_network("10.0.128.0/17"), IPv4Address("203.203.4.1")),
+        (ip_network("fd20::/48"), IPv6Address("fd20:0:0:4::1")),
+    )
+    lease = replace(LEASE, router=False, routes=routes)
+    reply = dhcp4_server.respond(ask(MessageType.DISCOVER), lease)
+    assert reply is not None
+    # RFC 3442: only the octets that the prefix covers.
+    assert reply.options[Option.ROUTES] == (
+        bytes([16, 203, 203, 203, 203, 4, 1]) + bytes([17, 10, 0, 128, 203, 203, 4, 1])
+    )
+    assert Option.ROUTER not in reply.options
+    without = dhcp4_server.respond(ask(MessageType.DISCOVER), replace(lease, routes=()))
+    assert without is not None
+    assert Option.ROUTES not in without.options

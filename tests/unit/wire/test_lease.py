@@ -7,7 +7,7 @@ import pytest
 
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
 from vmnet.model.names import MacAddress, NetworkId
-from vmnet.model.network import Network
+from vmnet.model.network import Network, Role, Topology
 from vmnet.wire.lease import REBIND_SECONDS, RENEW_SECONDS, LeaseIPv4, LeaseIPv6, hostname_of, lease_of, server_duid
 
 NETWORK = Network("cluster_udn_happy", NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd00:7::/64")))
@@ -47,6 +47,20 @@ def test_one_family_of_two() -> None:
     assert lease_of(NETWORK, only4, 1400, "cluster.local").ipv6 is None
     network = replace(NETWORK, subnets=NETWORK.subnets[1:])
     assert lease_of(network, ENDPOINT, 1400, "cluster.local").ipv4 is None
+
+
+def test_the_gateway_of_a_layer3_network_is_that_of_the_node_s_part() -> None:
+    ranges = (ip_network("192.168.0.0/16"), ip_network("fd00:7::/48"))
+    whole = replace(NETWORK, topology=Topology.LAYER3, subnets=ranges, host_prefixes=(24, 64))
+    there = replace(ENDPOINT, addresses=(ip_interface("192.168.4.5/24"), ip_interface("fd00:7:0:4::5/64")))
+    lease = lease_of(whole.around(there.addresses), there, 1400, "cluster.local")
+    assert lease.ipv4 == LeaseIPv4(ip_interface("192.168.4.5/24"), IPv4Address("192.168.4.1"))
+    assert lease.ipv6 == LeaseIPv6(ip_interface("fd00:7:0:4::5/64"), IPv6Address("fd00:7:0:4::1"))
+    assert lease.routes == ()
+    secondary = replace(whole.around(there.addresses), role=Role.SECONDARY)
+    assert lease_of(secondary, there, 1400, "cluster.local").routes == tuple(
+        zip(ranges, (IPv4Address("192.168.4.1"), IPv6Address("fd00:7:0:4::1")), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

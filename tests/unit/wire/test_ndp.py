@@ -15,6 +15,7 @@ from scapy.layers.inet6 import (
     ICMPv6NDOptMTU,
     ICMPv6NDOptPrefixInfo,
     ICMPv6NDOptRDNSS,
+    ICMPv6NDOptRouteInfo,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
 )
@@ -28,6 +29,7 @@ from vmnet.wire.ndp import (
     NeighborSolicitation,
     Packet,
     Prefix,
+    Route,
     RouterAdvertisement,
     RouterSolicitation,
 )
@@ -57,6 +59,7 @@ MESSAGES = [
     NeighborAdvertisement(HOST, MAC, override=True),
     NeighborAdvertisement(HOST, MAC, router=True, solicited=True),
     RouterAdvertisement(lifetime=0),
+    RouterAdvertisement(lifetime=0, routes=(Route(IPv6Network("fd20::/48"), 9000), Route(IPv6Network("::/0"), 1))),
     ADVERTISEMENT,
 ]
 
@@ -104,6 +107,17 @@ def test_what_scapy_builds_is_read() -> None:
     assert (solicitation.source, solicitation.source_mac) == (HOST, MAC)
     asked = ndp.decode(bytes(base / ICMPv6ND_NS(tgt="fd00:7::1") / ICMPv6NDOptSrcLLAddr(lladdr=MAC)))
     assert asked.message == NeighborSolicitation(IPv6Address("fd00:7::1"), MAC)
+
+
+@pytest.mark.parametrize("units", [2, 3])
+def test_a_route_is_read_and_written_as_scapy_does(units: int) -> None:
+    option = ICMPv6NDOptRouteInfo(prefix="fd20::", plen=48, rtlifetime=9000, len=units)
+    frame = Ether(src=ROUTER_MAC) / IPv6(src=str(ROUTER), dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=0)
+    read = ndp.decode(bytes(frame / option)).message
+    assert isinstance(read, RouterAdvertisement)
+    assert read.routes == (Route(IPv6Network("fd20::/48"), 9000),)
+    seen = Ether(frame_of(read))[ICMPv6NDOptRouteInfo]
+    assert (seen.prefix, seen.plen, seen.rtlifetime, seen.prf) == ("fd20::", 48, 9000, 0)
 
 
 def solicitation(**fields: object) -> bytes:

@@ -1,12 +1,12 @@
 """The router advertisement of a lease."""
 
 from dataclasses import replace
-from ipaddress import IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 
 from vmnet.model.names import MacAddress
 from vmnet.wire import ndp, router
 from vmnet.wire.lease import Lease, LeaseIPv6
-from vmnet.wire.ndp import Prefix, RouterAdvertisement
+from vmnet.wire.ndp import Prefix, Route, RouterAdvertisement
 
 LEASE = Lease(
     mac=MacAddress("0a:58:c0:a8:00:05"),
@@ -46,3 +46,19 @@ def test_a_router_can_take_itself_back() -> None:
 
 def test_without_ipv6_there_is_nothing_to_say() -> None:
     assert router.advertisement(replace(LEASE, ipv6=None)) is None
+
+
+def test_a_router_of_a_secondary_network_leads_to_its_subnets_alone() -> None:
+    address = LeaseIPv6(ip_interface("fd20:0:0:4::5/64"), None)
+    routes = (
+        (IPv4Network("203.203.0.0/16"), IPv4Address("203.203.4.1")),
+        (IPv6Network("fd20::/48"), IPv6Address("fd20:0:0:4::1")),
+    )
+    packet = router.advertisement(replace(LEASE, ipv6=address, router=False, routes=routes))
+    assert packet is not None
+    message = packet.message
+    assert isinstance(message, RouterAdvertisement)
+    assert (message.lifetime, message.managed, message.dns, message.search) == (0, True, (), ())
+    assert [prefix.network for prefix in message.prefixes] == [IPv6Network("fd20:0:0:4::/64")]
+    assert message.routes == (Route(IPv6Network("fd20::/48"), 9000),)
+    assert router.advertisement(replace(LEASE, ipv6=address, router=False)) is None, "a switch says nothing"
