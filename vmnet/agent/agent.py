@@ -15,6 +15,7 @@ from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.networks import Networks, NotReady, TableSource
+from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Responders
 from vmnet.agent.services import AddressService, NameService
 from vmnet.kernel.api import Gone, Kernel
@@ -52,13 +53,14 @@ class Agent:
         self._network_queue = KeyedQueue()
         self._machine_queue = KeyedQueue()
         self._node_queue = KeyedQueue()
-        sources: tuple[TableSource, ...] = ()
         self._adopted = asyncio.Event()
         self._cluster = Cluster(
             stores,
             on_network=self._network_queue.add,
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
         )
+        self._policies = PolicyTables(kube, stores, self._cluster, settings.node_name, self._network_queue.add)
+        sources: tuple[TableSource, ...] = (self._policies,)
         self._guests = GuestServices(kernel, settings.cluster_domain)
         self._responders = Responders(kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain)
         self._announcer = Announcer(kernel, settings.cluster_domain)
@@ -121,6 +123,7 @@ class Agent:
                     ),
                     "node",
                 )
+                tasks.service(self._policies.tell(), "events on policies")
                 await asyncio.Event().wait()
         finally:
             await self._server.close()
