@@ -38,6 +38,17 @@ def network(where: str, name: str, **layer2: Any) -> dict[str, Any]:
     }
 
 
+def localnet(name: str, **settings: Any) -> dict[str, Any]:
+    block = {"role": "Secondary", "physicalNetworkName": "physnet", **settings}
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": "red"}}
+    return {
+        "apiVersion": "k8s.ovn.org/v1",
+        "kind": "ClusterUserDefinedNetwork",
+        "metadata": {"name": name},
+        "spec": {"namespaceSelector": selector, "network": {"topology": "Localnet", "localnet": block}},
+    }
+
+
 def pod(where: str, name: str, node: str, networks: Any = None) -> dict[str, Any]:
     text = networks if isinstance(networks, str) else json.dumps(networks)
     annotations = {names.NETWORKS_ANNOTATION: text} if networks else {}
@@ -128,7 +139,7 @@ class Cluster:
             "CNI_PATH": "/opt/cni/bin",
         }
         words = [f"{key}={value}" for key, value in environment.items()]
-        plugin = ["env", *words, "/opt/cni/bin/vmnet-cni"]
+        plugin = ["env", *words, "/opt/cni/bin/vmnet"]
         return await self.lab.exec(node, plugin, stdin=json.dumps({**config, "cniVersion": "1.0.0"}), timeout=120)
 
     async def leftovers(self, node: str) -> list[str]:
@@ -220,6 +231,64 @@ async def test_a_namespace_without_a_primary_network_has_secondary_ones(cluster:
     routes = await cluster.run("plain", "a", "ip", "-o", "route", "show", "default")
     assert "eth0" in routes
     assert not await cluster.reaches("plain", "a", "-I", "net1", "10.30.0.77"), "red's network of the same subnet"
+
+
+async def test_a_nad_that_is_deleted_by_hand_returns_and_takes_nothing_along(cluster: Cluster) -> None:
+    key = ("net-attach-def", "-n", "red", "storage")
+    before = await cluster.get(*key)
+    port = await cluster.run("red", "a", "cat", "/sys/class/net/net1/ifindex")
+    stream = ["ping", "-i", "0.2", "-c", "40", "-W", "3", "10.30.0.77"]
+    pinging = asyncio.create_task(cluster.run("red", "a", *stream))
+    await cluster.delete(*key, "--wait=false")
+
+    async def returned() -> bool:
+        return any(
+            item["metadata"]["name"] == "storage" and item["metadata"]["uid"] != before["metadata"]["uid"]
+            for item in (await cluster.get("net-attach-def", "-n", "red"))["items"]
+        )
+
+    await cluster.until(returned, "the NAD returns")
+    assert " 0% packet loss" in await pinging
+    assert await cluster.run("red", "a", "cat", "/sys/class/net/net1/ifindex") == port
+    assert (await cluster.get(*key))["spec"] == before["spec"]
+
+
+async def test_a_localnet_network_is_the_nodes_own_segment(cluster: Cluster) -> None:
+    """Pods of both nodes and a host that knows nothing of vmnet meet on the physical network."""
+    await cluster.apply(
+        localnet("lan", subnets=["10.103.0.0/24"], excludeSubnets=["10.103.0.0/28"]),
+        localnet("tagged", subnets=["10.104.0.0/24"], vlan={"mode": "Access", "access": {"id": 100}}),
+        localnet("nowhere", subnets=["10.105.0.0/24"], physicalNetworkName="other"),
+        pod("red", "l1", "n1", "lan"),
+        pod("red", "l2", "n2", [{"name": "lan", "ips": ["10.103.0.99/24"]}]),
+    )
+    await cluster.ready("red", "l1", "l2")
+    found = (await cluster.annotation("red", "l1", names.POD_NETWORKS_ANNOTATION))["red/lan"]
+    assert found["ip_address"] == "10.103.0.16/24", "the first that is not excluded"
+    assert await cluster.reaches("red", "l1", "10.103.0.99")
+    done = await cluster.lab.exec("outside", ["ip", "addr", "add", "10.103.0.1/24", "dev", "eth1"])
+    assert done.exit == 0, done.stderr
+    assert await cluster.reaches("red", "l1", "10.103.0.1")
+    done = await cluster.lab.exec("outside", ["ping", "-c", "1", "-W", "3", "10.103.0.99"], timeout=30)
+    assert done.exit == 0, done.stdout
+    # Port security is the same as anywhere.
+    await cluster.run("red", "l1", "ip", "addr", "add", "10.103.0.200/24", "dev", "net1")
+    assert not await cluster.reaches("red", "l1", "-I", "10.103.0.200", "10.103.0.1")
+    assert (await cluster.run("red", "l1", "cat", "/sys/class/net/net1/mtu")).strip() == "1500"
+    # What a node cannot carry is refused with the reason; this kernel's bridges do not filter VLANs.
+    await cluster.apply(pod("red", "l3", "n1", "tagged"), pod("red", "l4", "n1", "nowhere"))
+    events = ("events", "-n", "red")
+
+    async def told(about: str, text: str) -> bool:
+        return any(
+            item["involvedObject"]["name"] == about and text in item["message"]
+            for item in (await cluster.get(*events))["items"]
+        )
+
+    await cluster.until(lambda: told("l3", "does not filter VLANs and cannot carry VLAN 100"), "the tag is refused")
+    await cluster.until(lambda: told("l4", "physical network other has no bridge"), "no bridge, no network")
+    await cluster.delete("pod", "-n", "red", "l1", "l2", "l3", "l4")
+    await cluster.delete("cudn", "lan", "tagged", "nowhere")
 
 
 async def test_a_meta_plugin_s_calls_make_and_remove_one_interface(cluster: Cluster) -> None:

@@ -43,6 +43,8 @@ class Settings:
     cni_socket: Path = Path("/run/vmnet/cni.sock")
     multus: Mode = Mode.AUTO
     cni_configurations: Path = CONFIGURATIONS
+    localnets: tuple[tuple[str, str], ...] = ()
+    """Physical network of Localnet topologies, and the bridge of this node that carries it."""
 
 
 class Agent:
@@ -72,6 +74,7 @@ class Agent:
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
+            localnets=dict(settings.localnets),
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
         multus = Multus(settings.multus, settings.cni_configurations)

@@ -82,8 +82,11 @@ class Networks:
         on_detached: Callable[[Endpoint], None],
         sources: tuple[TableSource, ...] = (),
         on_attached: Callable[[str], None] = lambda network: None,
+        localnets: Mapping[str, str] | None = None,
     ) -> None:
+        """``localnets``: physical network → the bridge of this node that carries it."""
         self.node_name = node_name
+        self._localnets = dict(localnets or {})
         self._kernel = kernel
         self._cluster = cluster
         self._services = services
@@ -343,6 +346,10 @@ class Networks:
         """The machine runs on another node: close its port here and send its frames there. Raises KernelError."""
         if not network.stretched:
             return  # a machine's address stays with its node, and so does the machine
+        if not network.overlaid:
+            # The guest's own frame tells the bridges where it is now.
+            await self._kernel.apply([ops.LoadFirewall(network.namespace, firewall.moved_script(endpoint.mac))])
+            return
         found: list[ops.Op] = [ops.LoadFirewall(network.namespace, firewall.moved_script(endpoint.mac))]
         for other in self._cluster.live_endpoints(network.name):
             node = self._cluster.node(other.node)
@@ -360,7 +367,7 @@ class Networks:
 
         They end, or conntrack forgets them when they have been silent for long; until then it is looked at again.
         """
-        if not network.persistent or network.name not in self._cluster.networks():
+        if not network.persistent or not network.joined or network.name not in self._cluster.networks():
             return False
         moved = {
             item.ip
@@ -445,22 +452,46 @@ class Networks:
             join = self._joins.get(network.id) or node_plan.allocate_join(state, network.id, promised)
             self._joins[network.id] = join
             await self._prepare(state)
+        bridge = self._bridge(network, state) if ports else None
         return NodeNetwork(
             network=network,
             node=node,
-            mtu=network.effective_mtu(state.mtu, node.address.version),
+            mtu=network.effective_mtu(bridge[1] if bridge else state.mtu, node.address.version),
             join=join,
             ports=tuple(ports),
-            remotes=tuple(remotes),
-            peers=tuple(sorted(peers, key=str)),
+            remotes=tuple(remotes) if network.overlaid else (),
+            peers=tuple(sorted(peers, key=str)) if network.overlaid else (),
             routers=tuple(sorted(routers, key=lambda other: other.name)),
             homes=tuple(
                 Home(item.ip, source)
                 for port in ports
-                if (source := self._cluster.came_from(port.endpoint)) is not None
+                if network.joined and (source := self._cluster.came_from(port.endpoint)) is not None
                 for item in port.endpoint.addresses
             ),
+            bridge=bridge[0] if bridge else None,
+            bridge_mtu=bridge[1] if bridge else 0,
         )
+
+    def _bridge(self, network: Network, state: NodeState) -> tuple[InterfaceName, int] | None:
+        """The node's bridge that carries a Localnet network, and its MTU; None for others. Raises NotReady."""
+        if network.overlaid:
+            return None
+        configured = self._localnets.get(network.physical)
+        if configured is None:
+            raise NotReady(
+                f"physical network {network.physical} has no bridge on node {self.node_name}: "
+                f"agent option --localnet {network.physical}=BRIDGE"
+            )
+        name = InterfaceName(configured)
+        found = state.bridges.get(name)
+        if found is None:
+            raise NotReady(f"node {self.node_name} has no bridge {name} for physical network {network.physical}")
+        if network.vlan is not None and not found.filters_vlans:
+            raise NotReady(
+                f"bridge {name} of node {self.node_name} does not filter VLANs and cannot carry VLAN {network.vlan}: "
+                f"ip link set dev {name} type bridge vlan_filtering 1"
+            )
+        return name, found.mtu
 
     def _recall_names(self, endpoints: Iterable[Endpoint], observed: NetworkState) -> None:
         """Ports whose runtime gave the interface another name than the pod's annotation: the mark on the port tells."""

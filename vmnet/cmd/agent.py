@@ -23,6 +23,7 @@ from vmnet.model import addresses, names
 
 log = logging.getLogger(__name__)
 
+MAX_INTERFACE_NAME: Final = 15
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -63,7 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIRECTORY",
         help="where Multus is looked for (%(default)s)",
     )
+    parser.add_argument(
+        "--localnet",
+        type=localnet,
+        action="append",
+        default=[],
+        metavar="PHYSICAL=BRIDGE",
+        help="bridge of this node that carries a physical network of Localnet topology; may be repeated",
+    )
     parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
+
+
+def localnet(text: str) -> tuple[str, str]:
+    """Split ``physical network=bridge``. Raises ValueError."""
+    physical, separator, bridge = text.partition("=")
+    if not separator or not physical or not bridge or len(bridge) > MAX_INTERFACE_NAME:
+        raise ValueError(f"{text!r} is not PHYSICAL=BRIDGE")
+    return physical, bridge
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -78,6 +95,7 @@ async def run(arguments: argparse.Namespace) -> int:
         cni_socket=arguments.cni_socket,
         multus=Mode(arguments.multus),
         cni_configurations=arguments.cni_configurations,
+        localnets=tuple(arguments.localnet),
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -36,8 +36,8 @@ def to_network(item: Object, number: NetworkId) -> Network:
         topology = Topology(str(spec.get("topology", "")).lower())
     except ValueError as error:
         raise ValueError(f"topology: {spec.get('topology')!r} is not a topology") from error
-    if topology is Topology.LOCALNET:
-        raise ValueError(f"topology: {spec['topology']} is not available in this version of vmnet")
+    if topology is Topology.LOCALNET and not is_cluster(item):
+        raise ValueError("topology: only a ClusterUserDefinedNetwork can be Localnet")
     block = spec.get(topology.value)
     if not isinstance(block, dict):
         raise ValueError(f"{topology.value}: must be set when topology is {spec['topology']}")
@@ -54,14 +54,22 @@ def to_network(item: Object, number: NetworkId) -> Network:
             mtu=block.get("mtu"),
             persistent=ipam.get("lifecycle") == "Persistent",
             reserved_subnets=tuple(addresses.network(text) for text in block.get("reservedSubnets") or []),
-            infrastructure_subnets=tuple(addresses.network(text) for text in block.get("infrastructureSubnets") or []),
+            infrastructure_subnets=tuple(
+                addresses.network(text)
+                for key in ("infrastructureSubnets", "excludeSubnets")
+                for text in block.get(key) or []
+            ),
             default_gateways=tuple(addresses.address(text) for text in block.get("defaultGatewayIPs") or []),
             join_subnets=tuple(addresses.network(text) for text in block.get("joinSubnets") or []),
+            physical=str(block.get("physicalNetworkName") or ""),
+            vlan=((block.get("vlan") or {}).get("access") or {}).get("id"),
         )
         # Raises for subnets too small to hold gateway and management address.
         _ = network.gateways, network.management_addresses
     except (ValueError, IndexError) as error:
         raise ValueError(f"{topology.value}: {error}") from error
+    if topology is Topology.LOCALNET and not network.physical:
+        raise ValueError("localnet.physicalNetworkName: must be set")
     if not network.subnets and (network.role is Role.PRIMARY or topology is Topology.LAYER3):
         raise ValueError(f"{topology.value}.subnets: a {block.get('role')} network needs one")
     return network

@@ -162,6 +162,10 @@ class FakeKernel(Kernel):
                 links[name] = LinkState(name, mac, mtu, up=False, kind="bridge")
             case ops.CreateVxlan(_, name, _, _, mtu, mac):
                 links[name] = LinkState(name, mac or MacAddress(""), mtu, up=False, kind="vxlan")
+            case ops.CreateLocalnet(_, _, network_end, bridge, mtu, _):
+                if bridge not in self.node.bridges:
+                    raise Gone(f"device {bridge} is gone", op=op)
+                links[network_end] = LinkState(network_end, MacAddress(""), mtu, up=False, kind="veth")
             case ops.CreateJoin(_, node_end, network_end, mtu):
                 links[network_end] = LinkState(network_end, MacAddress(""), mtu, up=False, kind="veth")
                 joins = {**self.node.joins, node_end: JoinState(node_end, None, None)}

@@ -20,7 +20,7 @@ from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
 from vmnet.model.names import BRIDGE, JOIN_PREFIX, UPLINK, VXLAN_L2, VXLAN_L3, InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall
 from vmnet.plan.ops import Op
-from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
+from vmnet.plan.state import BridgeState, FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
 from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class LinuxKernel(Kernel):
 
     async def observe_node(self) -> NodeState:
         """Uplink MTU, joins, our namespaces."""
-        links = await self._json(None, ["ip", "-j", "addr", "show"])
+        links = await self._json(None, ["ip", "-j", "-d", "addr", "show"])
         routes = await self._json(None, ["ip", "-j", "route", "show", "default"])
         joins: dict[InterfaceName, JoinState] = {}
         for link in links:
@@ -62,7 +62,7 @@ class LinuxKernel(Kernel):
             NamespaceName(path.name) for path in namespaces.DIRECTORY.glob("vmnet-*") if path.name[6:].isdecimal()
         )
         held = {name: frozenset(element[0] for element in elements) for name, elements in sets.items()}
-        return NodeState(present, joins, mtu, prepared, held, _digests(tables))
+        return NodeState(present, joins, mtu, prepared, held, _digests(tables), _bridges(links))
 
     async def _node_table(self) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
         code, output, errors = await _run(["nft", "-j", "list", "table", *firewall.NODE_TABLE.split()], "")
@@ -273,6 +273,16 @@ def _interfaces(link: dict[str, Any]) -> list[IPInterface]:
         for item in link.get("addr_info", ())
         if "local" in item
     ]
+
+
+def _bridges(links: Iterable[dict[str, Any]]) -> dict[InterfaceName, BridgeState]:
+    return {
+        InterfaceName(link["ifname"]): BridgeState(
+            int(link["mtu"]), bool(link["linkinfo"].get("info_data", {}).get("vlan_filtering"))
+        )
+        for link in links
+        if link.get("linkinfo", {}).get("info_kind") == "bridge"
+    }
 
 
 def _neighbours(items: Iterable[dict[str, Any]]) -> dict[InterfaceName, dict[IPAddress, MacAddress]]:

@@ -309,6 +309,8 @@ class Supervisor:
             *node,
             "--metrics-address",
             f"{host.ipv4}:{topology.METRICS_PORT}",
+            "--localnet",
+            f"{topology.PHYSICAL_NETWORK}={topology.PHYSICAL_BRIDGE}",
             "--dns-upstream",
             str(topology.OUTSIDE_HOST.ipv4),
         )

@@ -15,6 +15,7 @@ from typing import Final
 from vmnet.lab import cgroups, namespaces, topology
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
+from vmnet.model import names
 
 OWN_DIRECTORIES: Final = ("/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni")
 """What every node has to itself, besides /run."""
@@ -75,11 +76,14 @@ def prepare(name: str, directory: LabDirectory) -> None:
 
 
 def install_shim(directory: Path) -> None:
-    """What the agent's container does on a real node: the plugin under the name that the configuration uses."""
-    target = directory / "vmnet-cni"
-    shutil.copyfile(SHIM, directory / ".vmnet-cni")
-    (directory / ".vmnet-cni").chmod(0o755)
-    (directory / ".vmnet-cni").rename(target)
+    """What the agent's container does on a real node: the plugin under the names that configurations use.
+
+    The node's own chain calls it ``vmnet-cni``, Multus by the type in the NAD's configuration.
+    """
+    for name in ("vmnet-cni", names.CNI_TYPE):
+        shutil.copyfile(SHIM, directory / f".{name}")
+        (directory / f".{name}").chmod(0o755)
+        (directory / f".{name}").rename(directory / name)
 
 
 def make_mount_points() -> None:

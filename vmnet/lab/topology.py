@@ -16,6 +16,9 @@ from vmnet.lab import namespaces
 from vmnet.lab.errors import LabError
 
 BRIDGE: Final = "ul0"
+PHYSICAL_NETWORK: Final = "physnet"
+PHYSICAL_BRIDGE: Final = "phys0"
+"""The second network, without addresses: a bridge in the fabric, and one of each node with that node's eth1 in it."""
 FABRIC_IPV4: Final = IPv4Address("172.30.0.1")
 FABRIC_IPV6: Final = IPv6Address("fd00:30::1")
 OUTSIDE: Final = "outside"
@@ -40,7 +43,10 @@ CNI_BINARIES: Final = Path("/usr/lib/cni")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace on the fabric: a node, or ``outside``. ``veth`` is the end on the bridge, ``eth0`` the other."""
+    """A namespace on the fabric: a node, or ``outside``. ``veth`` is the end on the bridge, ``eth0`` the other.
+
+    ``eth1`` is on the physical network of Localnet topologies.
+    """
 
     name: str
     ipv4: IPv4Address
@@ -51,6 +57,11 @@ class Host:
     def veth(self) -> str:
         """Interface on the bridge."""
         return f"ul-{self.name}"
+
+    @property
+    def second_veth(self) -> str:
+        """Interface on the second network's bridge."""
+        return f"ph-{self.name}"
 
 
 def node(index: int) -> Host:
@@ -95,6 +106,8 @@ def fabric_batch() -> list[str]:
         f"addr add {FABRIC_IPV4}/24 dev {BRIDGE}",
         f"addr add {FABRIC_IPV6}/64 dev {BRIDGE} nodad",
         f"link set {BRIDGE} mtu {MTU} up",
+        f"link add {PHYSICAL_BRIDGE} type bridge mcast_snooping 0",
+        f"link set {PHYSICAL_BRIDGE} mtu {MTU} up",
     ]
 
 
@@ -103,6 +116,8 @@ def join_batch(host: Host, pid: int) -> list[str]:
     return [
         f"link add {host.veth} mtu {MTU} type veth peer name eth0 address {host.mac} mtu {MTU} netns {pid}",
         f"link set {host.veth} master {BRIDGE} up",
+        f"link add {host.second_veth} mtu {MTU} type veth peer name eth1 mtu {MTU} netns {pid}",
+        f"link set {host.second_veth} master {PHYSICAL_BRIDGE} up",
     ]
 
 
@@ -113,8 +128,16 @@ def host_batch(host: Host, others: Sequence[Host] = ()) -> list[str]:
         f"addr add {host.ipv4}/24 dev eth0",
         f"addr add {host.ipv6}/64 dev eth0 nodad",
         "link set eth0 up",
+        "link set eth1 addrgenmode none",
+        "link set eth1 up",
     ]
     if host.name != OUTSIDE:
+        lines += [
+            f"link add {PHYSICAL_BRIDGE} type bridge mcast_snooping 0",
+            f"link set {PHYSICAL_BRIDGE} addrgenmode none",
+            f"link set eth1 master {PHYSICAL_BRIDGE}",
+            f"link set {PHYSICAL_BRIDGE} up",
+        ]
         lines += [f"route add default via {FABRIC_IPV4}", f"route add ::/0 via {FABRIC_IPV6}"]
         for other in others:
             if other != host:

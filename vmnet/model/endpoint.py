@@ -148,3 +148,6 @@ class NodeNetwork:
     routers: tuple[Node, ...] = ()
     """The other nodes whose routers this one reaches over ``rt0``."""
     homes: tuple[Home, ...] = ()
+    bridge: InterfaceName | None = None
+    """Localnet: the node's own bridge that carries the segment."""
+    bridge_mtu: int = 0

@@ -21,6 +21,7 @@ DEFAULT_INTERFACE: Final = InterfaceName("eth0")
 # In the network namespace of a node.
 BRIDGE: Final = InterfaceName("br0")
 VXLAN_L2: Final = InterfaceName("vx0")
+"""The segment's way to the other nodes: a VXLAN, or on a Localnet network a veth into the node's own bridge."""
 VXLAN_L3: Final = InterfaceName("rt0")
 UPLINK: Final = InterfaceName("up0")
 
@@ -61,6 +62,8 @@ FIELD_MANAGER_AGENT: Final = "vmnet-agent"
 
 ROUTER_MAC_PREFIX: Final = "0a:59:"
 """MACs of nodes' routers begin with it; no workload may have such a one."""
+LOCALNET_PREFIX: Final = "vml"
+"""Node ends of the veths between Localnet networks and the nodes' own bridges begin with it."""
 JOIN_PREFIX: Final = "vmj"
 """Node ends of join veths begin with it."""
 VXLAN_PORT: Final = 4789
@@ -94,6 +97,11 @@ def port_interface(pod_uid: str, interface: str) -> InterfaceName:
 def join_interface(network_id: NetworkId) -> InterfaceName:
     """Node end of the join veth: ``vmj<id>`` (at most 10 characters)."""
     return InterfaceName(f"{JOIN_PREFIX}{network_id}")
+
+
+def localnet_interface(network_id: NetworkId) -> InterfaceName:
+    """Node end of a Localnet network's veth, a port of the node's own bridge: ``vml<id>`` (at most 10 characters)."""
+    return InterfaceName(f"{LOCALNET_PREFIX}{network_id}")
 
 
 def router_mac(node: str) -> MacAddress:

@@ -57,6 +57,10 @@ class Network:
     """Layer3: prefix length of a node's part, one for each of ``subnets``."""
     parts: tuple[IPNetwork, ...] = ()
     """Layer3, as one node sees it (``at``): the subnets of its own segment."""
+    physical: str = ""
+    """Localnet: name of the physical network, which each node maps to one of its bridges."""
+    vlan: int | None = None
+    """Localnet: VLAN id (IEEE 802.1Q) that its frames have on that bridge."""
 
     def at(self, parts: Iterable[IPNetwork]) -> "Network":
         """The network as the node sees it that has these parts; one that is not Layer3 is the same everywhere."""
@@ -70,6 +74,11 @@ class Network:
     def stretched(self) -> bool:
         """Whether all its nodes share one segment; a Layer3 network has one on each node and routes between them."""
         return self.topology is not Topology.LAYER3
+
+    @property
+    def overlaid(self) -> bool:
+        """Whether its frames go from node to node inside VXLAN; the nodes' own network carries a Localnet one."""
+        return self.topology is not Topology.LOCALNET
 
     @property
     def segments(self) -> tuple[IPNetwork, ...]:
@@ -148,7 +157,7 @@ class Network:
 
     def effective_mtu(self, underlay_mtu: int, underlay_version: int) -> int:
         """MTU of the segment: what the underlay carries, or less if the network asks for less."""
-        most = underlay_mtu - VXLAN_OVERHEAD[underlay_version]
+        most = underlay_mtu - (VXLAN_OVERHEAD[underlay_version] if self.overlaid else 0)
         return min(self.mtu, most) if self.mtu else most
 
     def _infrastructure(self, subnet: IPNetwork, index: int) -> IPAddress:
@@ -192,13 +201,17 @@ class Network:
             ("subnets", self._subnet_texts()),
             ("joinSubnet", self.join_subnets),
             ("reservedSubnets", self.reserved_subnets),
-            ("infrastructureSubnets", self.infrastructure_subnets),
+            (_withheld(self.topology), self.infrastructure_subnets),
             ("defaultGatewayIPs", self.default_gateways),
         ):
             if value:
                 config[key] = ",".join(str(item) for item in value)
         if self.persistent:
             config["allowPersistentIPs"] = True
+        if self.physical:
+            config["physicalNetworkName"] = self.physical
+        if self.vlan is not None:
+            config["vlanID"] = self.vlan
         return json.dumps(config, sort_keys=True)
 
 
@@ -235,11 +248,18 @@ def from_nad(nad: Mapping[str, Any]) -> Network | None:
         mtu=int(config["mtu"]) if config.get("mtu") else None,
         persistent=bool(config.get("allowPersistentIPs", False)),
         reserved_subnets=tuple(addresses.network(text) for text in split("reservedSubnets")),
-        infrastructure_subnets=tuple(addresses.network(text) for text in split("infrastructureSubnets")),
+        infrastructure_subnets=tuple(addresses.network(text) for text in split(_withheld(topology))),
         default_gateways=tuple(addresses.address(text) for text in split("defaultGatewayIPs")),
         join_subnets=tuple(addresses.network(text) for text in split("joinSubnet")),
         host_prefixes=host_prefixes,
+        physical=str(config.get("physicalNetworkName", "")),
+        vlan=int(config["vlanID"]) if config.get("vlanID") else None,
     )
+
+
+def _withheld(topology: Topology) -> str:
+    """Key of the ranges that workloads never get."""
+    return "excludeSubnets" if topology is Topology.LOCALNET else "infrastructureSubnets"
 
 
 def divided(text: str) -> tuple[IPNetwork, int]:

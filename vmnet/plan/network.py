@@ -238,7 +238,10 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     namespace, network = desired.network.namespace, desired.network
     if names.BRIDGE not in state.links:
         yield ops.CreateBridge(namespace, names.BRIDGE, network.gateway_mac, desired.mtu)
-    if network.stretched and names.VXLAN_L2 not in state.links:
+    if desired.bridge is not None and names.VXLAN_L2 not in state.links:
+        mine, bridge_mtu = names.localnet_interface(network.id), desired.bridge_mtu or desired.mtu
+        yield ops.CreateLocalnet(namespace, mine, names.VXLAN_L2, desired.bridge, bridge_mtu, network.vlan)
+    elif network.stretched and network.overlaid and names.VXLAN_L2 not in state.links:
         yield ops.CreateVxlan(namespace, names.VXLAN_L2, network.l2_vni, desired.node.address, desired.mtu)
     if _has_transit(desired) and names.VXLAN_L3 not in state.links:
         local, mac = desired.node.address, desired.node.router_mac
@@ -292,7 +295,7 @@ def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         yield ops.SetUp(namespace, names.BRIDGE)
     vxlan = state.links.get(names.VXLAN_L2)
     if desired.network.stretched and (vxlan is None or not vxlan.up or vxlan.master != names.BRIDGE):
-        yield ops.AttachToBridge(namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=True)
+        yield ops.AttachToBridge(namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=desired.network.overlaid)
     if _has_transit(desired) and not _up(state, names.VXLAN_L3):
         yield ops.SetUp(namespace, names.VXLAN_L3)
     if not desired.network.joined:

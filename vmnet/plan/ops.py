@@ -58,6 +58,21 @@ class CreateVxlan:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateLocalnet:
+    """The veth between a network namespace and a bridge of the node, as an untagged port of ``vlan`` if that is set.
+
+    ``mtu`` is the bridge's: the kernel would lower that to a port's.
+    """
+
+    namespace: NamespaceName
+    node_end: InterfaceName
+    network_end: InterfaceName
+    bridge: InterfaceName
+    mtu: int
+    vlan: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CreateJoin:
     """The veth between the node and a network namespace."""
 
@@ -276,6 +291,7 @@ Op = (
     | CreateBridge
     | CreateVxlan
     | CreateJoin
+    | CreateLocalnet
     | CreatePort
     | AttachToBridge
     | SetUp

@@ -90,6 +90,14 @@ class JoinState:
 
 
 @dataclass(frozen=True, slots=True)
+class BridgeState:
+    """A bridge of the node's own."""
+
+    mtu: int
+    filters_vlans: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """The node's own namespace."""
 
@@ -104,6 +112,7 @@ class NodeState:
     """Elements of the sets in the node's own table, as text."""
     tables: Mapping[str, str] = field(default_factory=dict)
     """Tables of ``plan.table`` that are here, by identity, each with the digest it carries."""
+    bridges: Mapping[InterfaceName, BridgeState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

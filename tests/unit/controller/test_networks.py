@@ -303,7 +303,7 @@ async def test_what_cannot_be_done_is_said(world: Any) -> None:
         found = await world.until(lambda: world.condition(UDNS, "tenant", "NetworkCreated", "red"))
         assert found["message"].startswith("layer3: subnet 10.0.0.0/16: nodes cannot have /30 of it")
         found = await world.until(lambda: world.condition(UDNS, "lan", "NetworkCreated", "red"))
-        assert "topology: Localnet is not available" in found["message"]
+        assert "only a ClusterUserDefinedNetwork can be Localnet" in found["message"]
         found = await world.until(lambda: world.condition(UDNS, "small", "NetworkCreated", "blue"))
         assert found["message"].startswith("layer2: subnet 10.0.0.0/32")
 
