@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev
 
-.PHONY: demo workshop test lint unit lab bench-datapath install clean
+.PHONY: demo workshop test lint unit lab bench-datapath bench-ipam soak install clean
 demo: install            ; $(BIN)/vmnet lab demo
 workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
@@ -15,6 +15,8 @@ AGAIN := $(BIN)/pytest --last-failed --last-failed-no-failures none
 unit: install            ; $(BIN)/pytest tests/unit tests/contract tests/netns -n 2 || $(AGAIN) tests/unit tests/contract tests/netns
 lab: install             ; $(BIN)/pytest tests/lab || $(AGAIN) tests/lab
 bench-datapath: install  ; $(BIN)/python -m vmnet.lab.bench.datapath
+bench-ipam: install      ; $(BIN)/python -m vmnet.lab.bench.ipam
+soak: install            ; VMNET_SOAK_STEPS=1000000 $(BIN)/pytest tests/unit/controller/test_ledger.py -n 2 -k million
 clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 install: build/.packages build/.venv

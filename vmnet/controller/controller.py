@@ -82,6 +82,23 @@ class Controller:
         """Wait for the informers, take over what is written down, reconcile until cancelled."""
         for informer in self.cluster.informers.values():
             await informer.synced.wait()
+        await self.take_over()
+        async with asyncio.TaskGroup() as group:
+            for kind, reconcile in self.reconcilers().items():
+                group.create_task(
+                    work(
+                        self.queues[kind],
+                        reconcile,
+                        _WORKERS,
+                        kind,
+                        observe=_observe,
+                        expected=_EXPECTED,
+                    ),
+                    name=f"reconcile {kind}",
+                )
+
+    async def take_over(self) -> None:
+        """Note all that is written down, once the informers have listed; from then on follow what changes."""
         for resource in _ALLOCATED:
             await self._catch_up(resource)
         self.nodes.load()
@@ -104,19 +121,6 @@ class Controller:
             self.cluster.informers[resource].add_handler(handler)
         self.ready.set()
         log.info("taken over %d attachments; reconciling", len(tuple(self.cluster.attachments())))
-        async with asyncio.TaskGroup() as group:
-            for kind, reconcile in self._reconcilers().items():
-                group.create_task(
-                    work(
-                        self.queues[kind],
-                        reconcile,
-                        _WORKERS,
-                        kind,
-                        observe=_observe,
-                        expected=_EXPECTED,
-                    ),
-                    name=f"reconcile {kind}",
-                )
 
     async def _catch_up(self, resource: Resource) -> None:
         """Wait until the informer knows all that the leader before us may have written.
@@ -144,7 +148,9 @@ class Controller:
         """True when no queue has anything to do right now."""
         return all(queue.idle for queue in self.queues.values())
 
-    def _reconcilers(self) -> dict[str, Callable[[str], Awaitable[float | None]]]:
+    def reconcilers(self) -> dict[str, Callable[[str], Awaitable[float | None]]]:
+        """Kind → what works on a key of its queue."""
+
         def network(resource: Resource) -> Callable[[str], Awaitable[float | None]]:
             return lambda key: self.networks.reconcile(resource, key)
 
