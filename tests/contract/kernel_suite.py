@@ -22,7 +22,7 @@ from vmnet.model.endpoint import (
     RemoteEndpoint,
 )
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
-from vmnet.model.network import Network, Topology
+from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import edge, firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
@@ -196,6 +196,54 @@ async def _layer3(kernel: Kernel) -> None:
     assert await kernel.observe_network(network.namespace) is None
 
 
+async def _switched(kernel: Kernel, make_pod: Callable[[str], None]) -> None:
+    """A secondary network has no router; one without IPAM binds MACs alone; a Localnet one is in the node's bridge."""
+    flat = Network(name="flat", id=NetworkId(21), role=Role.SECONDARY, subnets=NETWORK.subnets)
+    bare = Network(name="bare", id=NetworkId(22), role=Role.SECONDARY)
+    local = Network(name="local", id=NetworkId(23), topology=Topology.LOCALNET, role=Role.SECONDARY, physical="lan")
+    bridge = InterfaceName("lan0")
+    own = (await kernel.observe_node()).bridges[bridge]
+    assert not own.filters_vlans
+    for network in (flat, bare, local):
+        plain = NodeNetwork(
+            network=network,
+            node=HERE,
+            mtu=1450,
+            join=node_planner.allocate_join(await kernel.observe_node(), network.id),
+        )
+        if network.overlaid:
+            remote = RemoteEndpoint(endpoint(32, "n2"), THERE.address)
+            desired = replace(plain, remotes=(remote,), peers=(THERE.address,))
+        else:
+            desired = replace(plain, bridge=bridge, bridge_mtu=own.mtu)
+        await kernel.apply(planner.plan(desired, None))
+        state = await kernel.observe_network(network.namespace)
+        assert state is not None
+        assert planner.plan(desired, state) == ()
+        assert names.UPLINK not in state.links
+        assert state.links[names.VXLAN_L2].kind == ("vxlan" if network.overlaid else "veth")
+        assert not state.links[names.BRIDGE].addresses
+        assert names.join_interface(network.id) not in (await kernel.observe_node()).joins
+        addresses = endpoint(31, "n1").addresses if network.subnets else ()
+        net1 = InterfaceName("net1")
+        port = LocalPort(replace(endpoint(31, "n1"), addresses=addresses, interface=net1, machine=None))
+        pod = f"{POD}-{network.name}"
+        make_pod(pod)
+        desired = replace(desired, ports=(port,))
+        await kernel.apply(planner.attach(desired, port, PodInterface(pod, "container"), state))
+        await kernel.apply(planner.plan(desired, await kernel.observe_network(network.namespace)))
+        state = await kernel.observe_network(network.namespace)
+        assert state is not None
+        assert planner.plan(desired, state) == ()
+        assert planner.owner_of(state.links[port.endpoint.port]) == ("container", "net1")
+        found = await kernel.observe_pod(pod, net1)
+        assert found is not None
+        assert set(addresses) <= found.addresses
+        await kernel.apply(planner.remove(network.id))
+        assert network.namespace not in (await kernel.observe_node()).namespaces
+    assert (await kernel.observe_node()).bridges[bridge] == own, "its ports took nothing from it"
+
+
 async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> None:
     """Render, attach, adopt, move, detach and remove; every second look has nothing to do."""
     kernel = make()
@@ -254,6 +302,7 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert planner.plan(desired, state) == (), "connections may still carry its mark"
 
     await _layer3(kernel)
+    await _switched(kernel, make_pod)
 
     # Tables of their own, in the network's namespace and in the node's.
     for place in (namespace, None):

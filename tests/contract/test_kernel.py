@@ -3,14 +3,17 @@
 import asyncio
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from vmnet.kernel.fake import FakeKernel
+from vmnet.model.names import InterfaceName
+from vmnet.plan.state import BridgeState
 
 SUITE = Path(__file__).with_name("kernel_suite.py")
 ENTER = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec"]
 # A private /run, so that no namespace made here has a name outside.
-PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; exec "$0" "$@"'
+PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; ip link add lan0 type bridge; exec "$0" "$@"'
 
 
 async def test_the_fake() -> None:
@@ -20,6 +23,7 @@ async def test_the_fake() -> None:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     kernel = FakeKernel()
+    kernel.node = replace(kernel.node, bridges={InterfaceName("lan0"): BridgeState(1500)})
     await module.suite(lambda: kernel, kernel.make_pod)
 
 

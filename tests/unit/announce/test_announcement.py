@@ -84,3 +84,11 @@ def test_a_family_that_is_not_there_is_not_announced() -> None:
     assert only4 == {Kind.RARP, Kind.GRATUITOUS_ARP, Kind.GATEWAY_ARP}
     only6 = {item.kind for item in announcements(replace(LEASE, ipv4=None))}
     assert only6 == {Kind.RARP, Kind.NEIGHBOR_ADVERTISEMENT, Kind.ROUTER_ADVERTISEMENT}
+
+
+def test_a_machine_on_a_segment_without_a_router_hears_of_none() -> None:
+    assert LEASE.ipv6 is not None
+    secondary = replace(LEASE, router=False, ipv6=replace(LEASE.ipv6, gateway=None))
+    kinds = {item.kind for item in announcements(secondary)}
+    assert kinds.isdisjoint({Kind.GATEWAY_ARP, Kind.ROUTER_ADVERTISEMENT})
+    assert Kind.NEIGHBOR_ADVERTISEMENT in kinds

@@ -90,3 +90,26 @@ def test_what_a_secondary_network_leads_to_is_a_route_by_its_interface() -> None
     found = lines(op)
     assert found[-1] == "route replace 203.203.0.0/16 via 203.203.4.1 dev net1"
     assert not any("eth0" in line or "route del" in line for line in found)
+
+
+def test_a_secondary_interface_takes_no_route_of_eth0() -> None:
+    net1, eth0 = InterfaceName("net1"), InterfaceName("eth0")
+    op = ops.ConfigurePod("/run/netns/pod", net1, eth0, (ip_interface("10.0.0.5/24"),), ())
+    assert lines(op) == ["link set dev net1 up", "addr replace 10.0.0.5/24 dev net1"]
+    bare = ops.ConfigurePod("/run/netns/pod", net1, eth0, (), ())
+    assert lines(bare) == ["link set dev net1 up"]
+
+
+def test_a_localnet_port_is_untagged_in_its_vlan_before_it_comes_up() -> None:
+    op = ops.CreateLocalnet(NAMESPACE, InterfaceName("vml7"), InterfaceName("vx0"), InterfaceName("phys0"), 1500, 100)
+    found = lines(op)
+    assert found[0] == "link del dev vml7"
+    assert found[1].endswith("peer name vx0 mtu 1500 netns /run/netns/vmnet-7")
+    assert "link set dev vml7 master phys0" in found
+    assert found[-3:] == [
+        "vlan del dev vml7 vid 1",
+        "vlan add dev vml7 vid 100 pvid untagged",
+        "link set dev vml7 up",
+    ]
+    plain = ops.CreateLocalnet(NAMESPACE, InterfaceName("vml7"), InterfaceName("vx0"), InterfaceName("phys0"), 1500)
+    assert not any(line.startswith("vlan") for line in lines(plain))

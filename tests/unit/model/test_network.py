@@ -115,3 +115,34 @@ def test_who_needs_a_way_from_router_to_router() -> None:
     assert HAPPY.routed
     assert not replace(HAPPY, role=Role.SECONDARY).routed
     assert replace(HAPPY, role=Role.SECONDARY, topology=Topology.LAYER3).routed
+
+
+SWITCHED = replace(HAPPY, role=Role.SECONDARY, name="red_storage")
+
+
+def test_a_secondary_segment_has_no_gateway_of_ours() -> None:
+    assert (SWITCHED.gateways, SWITCHED.management_addresses, SWITCHED.gateway_for(4)) == ((), (), None)
+    assert not SWITCHED.routed
+    assert SWITCHED.gateway_mac != HAPPY.gateway_mac
+    assert SWITCHED.gateway_mac != replace(SWITCHED, name="blue_storage").gateway_mac
+    asked = replace(SWITCHED, default_gateways=(ip_address("192.168.9.9"),))
+    assert asked.gateways == (ip_address("192.168.9.9"),), "somebody else's, but known"
+
+
+def test_a_localnet_network_survives_its_nad() -> None:
+    network = Network(
+        "cluster_udn_lan",
+        NetworkId(7),
+        Topology.LOCALNET,
+        Role.SECONDARY,
+        subnets=(ip_network("10.103.0.0/24"),),
+        infrastructure_subnets=(ip_network("10.103.0.0/28"),),
+        physical="physnet",
+        vlan=100,
+    )
+    config = network.to_nad_config("red/lan")
+    assert from_nad(nad(config)) == network
+    body = json.loads(config)
+    assert (body["physicalNetworkName"], body["vlanID"], body["excludeSubnets"]) == ("physnet", 100, "10.103.0.0/28")
+    assert "infrastructureSubnets" not in body
+    assert network.effective_mtu(1500, 4) == 1500, "nothing is wrapped around its frames"

@@ -297,3 +297,81 @@ def test_a_secondary_layer3_network_is_reached_by_routes_and_leads_nowhere_else(
         (ip_network("103.103.0.0/16"), ip_address("103.103.1.1")),
         (ip_network("fd20::/48"), ip_address("fd20:0:0:1::1")),
     )
+
+
+# Networks without a router
+
+SWITCHED = replace(NETWORK, role=Role.SECONDARY)
+SWITCHED_DESIRED = replace(DESIRED, network=SWITCHED, routers=())
+
+
+def test_a_switched_network_has_neither_gateway_nor_join_nor_translation() -> None:
+    found = planner.plan(SWITCHED_DESIRED, None)
+    assert not any(isinstance(op, ops.CreateJoin | ops.AddDefaultRoute | ops.AddAddress) for op in found)
+    assert [op.name for op in found if isinstance(op, ops.CreateVxlan)] == [names.VXLAN_L2]
+    sysctls = {key: value for op in found if isinstance(op, ops.SetSysctls) for key, value in op.values}
+    assert (sysctls["net/ipv4/ip_forward"], sysctls["net/ipv6/conf/all/forwarding"]) == ("0", "0")
+    (script,) = (op.script for op in found if isinstance(op, ops.LoadFirewall))
+    assert "table inet" not in script
+    assert "snat" not in script
+    assert "udp dport { 67, 547 } drop" in script, "each node answers its own machines"
+
+
+def test_a_switched_network_that_is_there_needs_nothing() -> None:
+    state = rendered()
+    links = {
+        name: replace(link, addresses=frozenset())
+        for name, link in state.links.items()
+        if name not in (names.UPLINK, names.VXLAN_L3)
+    }
+    state = replace(state, links=links, default_routes=frozenset(), routers={}, tunnels={})
+    assert planner.plan(SWITCHED_DESIRED, state) == ()
+
+
+def test_a_secondary_interface_leaves_the_pod_s_default_routes_alone() -> None:
+    endpoint = replace(LOCAL, interface=InterfaceName("net1"))
+    found = planner.attach(SWITCHED_DESIRED, LocalPort(endpoint), POD, NetworkState(NETWORK.namespace))
+    configure = found[-1]
+    assert isinstance(configure, ops.ConfigurePod)
+    assert (configure.gateways, configure.default_addresses, configure.routes) == ((), (), ())
+    (created,) = (op for op in found if isinstance(op, ops.CreatePort))
+    assert created.alias == "container/net1"
+    link = LinkState(created.port, MacAddress(""), 1450, up=True, alias=created.alias)
+    assert planner.owner_of(link) == ("container", "net1")
+
+
+def test_without_ipam_a_port_is_bound_to_its_mac() -> None:
+    bare = replace(SWITCHED_DESIRED, network=replace(SWITCHED, subnets=()))
+    (script,) = (op.script for op in planner.plan(bare, None) if isinstance(op, ops.LoadFirewall))
+    assert "iifname . ether saddr @bind goto bound4" in script
+    assert "@bind4" not in script
+    assert "udp sport 67 drop" in script, "a DHCP server is nobody's to be, with or without IPAM"
+    assert "udp dport { 67, 547 } drop" not in script, "but asking one elsewhere is everybody's"
+    port = replace(LOCAL, addresses=())
+    rules = firewall.port_script(LocalPort(port))
+    assert f'add element netdev vmnet bind {{ "{port.port}" . {port.mac} }}' in rules
+    assert "bind4" not in rules
+
+
+LOCALNET = replace(
+    SWITCHED_DESIRED,
+    network=replace(SWITCHED, topology=Topology.LOCALNET, physical="physnet", vlan=100),
+    remotes=(),
+    peers=(),
+    bridge=InterfaceName("phys0"),
+    bridge_mtu=9000,
+)
+
+
+def test_a_localnet_network_leads_into_the_node_s_bridge() -> None:
+    found = planner.plan(LOCALNET, None)
+    assert not any(isinstance(op, ops.CreateVxlan) for op in found)
+    assert (
+        ops.CreateLocalnet(NETWORK.namespace, InterfaceName("vml7"), names.VXLAN_L2, InterfaceName("phys0"), 9000, 100)
+        in found
+    )
+    assert ops.AttachToBridge(NETWORK.namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=False) in found
+    created = position(found, ops.CreateLocalnet)
+    secured = position(found, ops.LoadFirewall)
+    opened = position(found, ops.AttachToBridge, interface=names.VXLAN_L2)
+    assert created < secured < opened

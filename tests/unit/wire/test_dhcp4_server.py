@@ -238,3 +238,12 @@ def test_a_secondary_network_is_told_as_routes() -> None:
     without = dhcp4_server.respond(ask(MessageType.DISCOVER), replace(lease, routes=()))
     assert without is not None
     assert Option.ROUTES not in without.options
+
+
+def test_a_lease_without_a_router_tells_address_and_mtu_only() -> None:
+    secondary = replace(LEASE, router=False)
+    reply = dhcp4_server.respond(ask(MessageType.DISCOVER), secondary)
+    assert reply is not None
+    assert reply.your == ADDRESS
+    configured = set(reply.options) - {Option.LEASE_TIME, Option.RENEWAL_TIME, Option.REBINDING_TIME, Option.SERVER}
+    assert configured == {Option.SUBNET_MASK, Option.MTU, Option.BROADCAST}

@@ -159,3 +159,12 @@ def test_the_frame_goes_from_the_router_to_the_client() -> None:
     assert (sent.source, sent.destination) == (IPv6Address("fe80::1"), client)
     assert (sent.source_port, sent.destination_port) == (547, 546)
     assert dhcp6.decode(sent.payload) == reply
+
+
+def test_a_lease_without_a_router_tells_the_address_only() -> None:
+    assert LEASE.ipv6 is not None
+    secondary = replace(LEASE, router=False, ipv6=replace(LEASE.ipv6, gateway=None))
+    reply = dhcp6_server.respond(ask(MessageType.SOLICIT, holding()), secondary)
+    assert reply is not None
+    assert (reply.dns, reply.search) == ((), ())
+    assert reply.associations[0].addresses

@@ -8,7 +8,16 @@ import pytest
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
 from vmnet.model.names import MacAddress, NetworkId
 from vmnet.model.network import Network, Role, Topology
-from vmnet.wire.lease import REBIND_SECONDS, RENEW_SECONDS, LeaseIPv4, LeaseIPv6, hostname_of, lease_of, server_duid
+from vmnet.wire.lease import (
+    REBIND_SECONDS,
+    RENEW_SECONDS,
+    SERVER_IDENTIFIER,
+    LeaseIPv4,
+    LeaseIPv6,
+    hostname_of,
+    lease_of,
+    server_duid,
+)
 
 NETWORK = Network("cluster_udn_happy", NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd00:7::/64")))
 ENDPOINT = Endpoint(
@@ -90,3 +99,13 @@ def test_an_agent_may_be_away_for_an_hour() -> None:
 
 def test_a_great_mtu_fits_its_option() -> None:
     assert lease_of(NETWORK, ENDPOINT, 65536, "cluster.local").mtu == 65535
+
+
+def test_a_secondary_segment_offers_neither_router_nor_names() -> None:
+    lease = lease_of(replace(NETWORK, role=Role.SECONDARY), ENDPOINT, 1400, "cluster.local")
+    assert not lease.router
+    assert lease.ipv4 == LeaseIPv4(ip_interface("192.168.0.5/16"), SERVER_IDENTIFIER)
+    assert lease.ipv6 == LeaseIPv6(ip_interface("fd00:7::5/64"), None)
+    bare = replace(ENDPOINT, addresses=())
+    lease = lease_of(replace(NETWORK, role=Role.SECONDARY, subnets=()), bare, 1400, "cluster.local")
+    assert (lease.ipv4, lease.ipv6) == (None, None)

@@ -62,3 +62,8 @@ def test_a_router_of_a_secondary_network_leads_to_its_subnets_alone() -> None:
     assert [prefix.network for prefix in message.prefixes] == [IPv6Network("fd20:0:0:4::/64")]
     assert message.routes == (Route(IPv6Network("fd20::/48"), 9000),)
     assert router.advertisement(replace(LEASE, ipv6=address, router=False)) is None, "a switch says nothing"
+
+
+def test_nothing_is_advertised_where_no_router_is() -> None:
+    assert LEASE.ipv6 is not None
+    assert router.advertisement(replace(LEASE, router=False, ipv6=replace(LEASE.ipv6, gateway=None))) is None
