@@ -36,7 +36,7 @@ def from_outside(url: str, text: str, title: str, *, within: float = 20) -> Step
 
 
 LOAD_BALANCERS: Final[Sequence[Step]] = (
-    does("a load balancer in blue and one in green", "kubectl apply -f services.yaml", "two services"),
+    does("load balancers in blue and green, a service in default", "kubectl apply -f services.yaml", "three services"),
     Step(
         "the services",
         "kubectl get services -n blue",
@@ -63,6 +63,10 @@ LOAD_BALANCERS: Final[Sequence[Step]] = (
     misses("blue/blue-0", "http://<cluster:green/green-service>/hostname", "blue → green's ClusterIP"),
     misses("green/green-0", "http://<cluster:blue/blue-service>/hostname", "green → blue's ClusterIP"),
     misses("default/default-0", "http://<cluster:blue/blue-service>/hostname", "default network → blue's ClusterIP"),
+    reaches("default/default-0", "http://<cluster:default/default-service>/hostname", "default-", "default → default"),
+    misses(
+        "blue/blue-0", "http://<cluster:default/default-service>/hostname", "blue → the default network's ClusterIP"
+    ),
     *(
         from_outside(f"http://{address}:<port:blue/blue-service>/hostname", "blue-", f"blue's node port on {name}")
         for name, address in _NODES
