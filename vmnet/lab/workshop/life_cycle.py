@@ -170,14 +170,14 @@ TEAR_DOWN: Final[Sequence[Step]] = (
             ),
             Step(
                 f"no link is left on {node}",
-                f"{node}# sh -c 'ip -br link | grep -E \"^(vmj|vx|rt|vmn)\" || true'",
+                f"{node}# sh -c 'ip -br link | grep -E \"^(vmj|vml|vx|rt|vmn)\" || true'",
                 "nothing",
                 Words(()),
                 within=30,
             ),
             Step(
                 f"no rule names what is gone on {node}",
-                f"{node}# sh -c 'nft list ruleset | grep -E \"{_GONE}|vmj[0-9]\" || true'",
+                f"{node}# sh -c 'nft list ruleset | grep -E \"{_GONE}|vm[jl][0-9]\" || true'",
                 "nothing",
                 Words(()),
                 within=30,
