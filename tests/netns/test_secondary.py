@@ -291,6 +291,26 @@ async def test_a_localnet_network_is_the_nodes_own_segment(cluster: Cluster) -> 
     await cluster.delete("cudn", "lan", "tagged", "nowhere")
 
 
+async def test_a_machine_s_pod_is_told_its_address_by_dhcp_and_no_router(cluster: Cluster) -> None:
+    """What a launcher pod is: its guest asks, and the node answers."""
+    launcher = pod("red", "launcher", "n2", "storage")
+    launcher["metadata"]["labels"] = {names.LAUNCHER_LABEL: names.LAUNCHER_LABEL_VALUE}
+    launcher["metadata"]["annotations"][names.DOMAIN_ANNOTATION] = "vm"
+    await cluster.apply(launcher)
+    await cluster.ready("red", "launcher")
+    own = (await cluster.annotation("red", "launcher", names.POD_NETWORKS_ANNOTATION))["red/storage"]["ip_addresses"][0]
+    ask = (
+        'file=$(mktemp) && printf "#!/bin/sh\\nenv" >$file && chmod +x $file && '
+        "busybox udhcpc -f -q -n -t 10 -i net1 -s $file; rm $file"
+    )
+    told = await cluster.run("red", "launcher", "sh", "-c", ask)
+    lease = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
+    assert lease["ip"] == own.partition("/")[0]
+    assert (lease["mask"], lease["serverid"]) == ("24", "169.254.1.1")
+    assert lease.keys().isdisjoint({"router", "dns", "domain"})
+    await cluster.delete("pod", "-n", "red", "launcher")
+
+
 async def test_a_meta_plugin_s_calls_make_and_remove_one_interface(cluster: Cluster) -> None:
     removed = await cluster.delegate("n1", "red", "a", "storage", "DEL", "net1")
     assert removed.exit == 0, removed.stdout

@@ -97,6 +97,13 @@ HANDED = {"sourcePod": "a", "targetPod": "b"}
             False,
             id="next migration before its hand-off: the old state and the old timestamp do not count",
         ),
+        pytest.param(
+            [SOURCE, pod("b", "n2", ready=True, created=5), pod("c", "n3", created=9)],
+            vmi("n2", **HANDED, completed=True),
+            "b",
+            False,
+            id="a third pod has come before the first one went: one of the stores is behind",
+        ),
     ],
 )
 def test_live_pod(pods: list[Any], machine: Any, live: str | None, settled: bool) -> None:

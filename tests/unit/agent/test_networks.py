@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from vmnet.agent.cluster import Cluster, Stores
-from vmnet.agent.networks import Networks
+from vmnet.agent.networks import Networks, NotReady
 from vmnet.kernel.api import Gone
 from vmnet.kernel.fake import FakeKernel
 from vmnet.kube.api import (
@@ -27,10 +27,11 @@ from vmnet.kube.api import (
 )
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, NodeNetwork, PortState
-from vmnet.model.names import NetworkId
+from vmnet.model.names import InterfaceName, NetworkId
 from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import ops
 from vmnet.plan.network import PodInterface
+from vmnet.plan.state import BridgeState
 from vmnet.plan.table import Elements, Table
 
 KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES)
@@ -324,3 +325,98 @@ async def test_a_network_stays_while_connections_of_a_machine_that_moved_away_li
     world.kernel.established = frozenset({addresses.address("192.168.0.99")})
     await world.networks.render(NETWORK.name)
     assert NETWORK.namespace not in world.kernel.networks
+
+
+# Networks without a router
+
+FLAT = Network("red_flat", NetworkId(21), role=Role.SECONDARY, subnets=(addresses.network("10.30.0.0/24"),))
+LAN = replace(FLAT, name="red_lan", id=NetworkId(22), topology=Topology.LOCALNET, physical="physnet")
+
+
+class Strict:
+    """A source of tables that no secondary network may be asked for."""
+
+    def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
+        raise AssertionError(f"asked for {desired.network.name}")
+
+    def node_tables(self, rendered: Any) -> tuple[Table, ...]:
+        return ()
+
+    def demands(self, network: str) -> bool:
+        raise AssertionError(f"asked for {network}")
+
+
+async def joined(
+    api: Any, kernel: FakeKernel, networks: Networks, network: Network, machine: str | None = None
+) -> Endpoint:
+    api.node("n1", "172.30.0.11")
+    api.node("n2", "172.30.0.12")
+    nad = network.name.replace("_", "/")
+    api.nad(nad, network)
+    asked = {nad.replace("/", "__"): "10.30.0.5/24"}
+    api.pod("red/a", asks=nad, machine=machine, **asked)
+    endpoint = api.cluster.endpoint("red/a", nad)
+    assert endpoint is not None
+    kernel.make_pod("/run/netns/a")
+    await networks.attach(network, endpoint, PortState.ACTIVE, PodInterface("/run/netns/a", "c1"))
+    return cast(Endpoint, endpoint)
+
+
+async def test_a_secondary_network_has_no_tables_of_services_and_policies(api: Any) -> None:
+    kernel = FakeKernel()
+    networks = Networks(kernel, api.cluster, "n1", (), lambda endpoint: None, (Strict(),))
+    await joined(api, kernel, networks, FLAT)
+    await networks.render(FLAT.name)
+    assert names.UPLINK not in kernel.networks[FLAT.namespace].links
+    api.stores[PODS].drop("red/a")
+    await networks.render(FLAT.name)
+    assert FLAT.namespace not in kernel.networks
+
+
+async def test_a_machine_that_came_to_a_secondary_network_has_no_home_elsewhere(api: Any) -> None:
+    kernel = FakeKernel()
+    networks = Networks(kernel, api.cluster, "n1", (), lambda endpoint: None)
+    state = {"sourcePod": "gone", "sourceNode": "n2", "targetPod": "a", "targetNode": "n1", "completed": True}
+    metadata = {"namespace": "red", "name": "vm"}
+    api.stores[VMIS].put({"metadata": metadata, "status": {"nodeName": "n1", "migrationState": state}})
+    await joined(api, kernel, networks, replace(FLAT, persistent=True), machine="vm")
+    await networks.render(FLAT.name)
+    assert not any(isinstance(op, ops.SetHomeRoute) for op in kernel.applied)
+
+
+@pytest.mark.parametrize(
+    ("localnets", "bridges", "vlan", "why"),
+    [
+        ({}, {"phys0": BridgeState(1500)}, None, "agent option --localnet physnet=BRIDGE"),
+        ({"physnet": "phys0"}, {}, None, "no bridge phys0"),
+        ({"physnet": "phys0"}, {"phys0": BridgeState(1500)}, 100, "does not filter VLANs and cannot carry VLAN 100"),
+    ],
+)
+async def test_a_localnet_network_that_the_node_cannot_carry_is_refused(
+    api: Any, localnets: dict[str, str], bridges: dict[str, BridgeState], vlan: int | None, why: str
+) -> None:
+    kernel = FakeKernel()
+    kernel.node = replace(kernel.node, bridges={InterfaceName(name): found for name, found in bridges.items()})
+    networks = Networks(kernel, api.cluster, "n1", (), lambda endpoint: None, localnets=localnets)
+    with pytest.raises(NotReady, match=why):
+        await joined(api, kernel, networks, replace(LAN, vlan=vlan))
+    assert LAN.namespace not in kernel.networks
+
+
+async def test_a_localnet_network_is_in_the_node_s_bridge_and_goes_without_it(api: Any) -> None:
+    kernel, bridge = FakeKernel(), InterfaceName("phys0")
+    kernel.node = replace(kernel.node, bridges={bridge: BridgeState(9000, filters_vlans=True)})
+    networks = Networks(kernel, api.cluster, "n1", (), lambda endpoint: None, localnets={"physnet": "phys0"})
+    endpoint = await joined(api, kernel, networks, replace(LAN, vlan=100))
+    (made,) = (op for op in kernel.applied if isinstance(op, ops.CreateLocalnet))
+    assert (made.bridge, made.mtu, made.vlan) == (bridge, 9000, 100)
+    assert networks.mtu(LAN) == 9000
+    # A machine that moves on is the bridges' business: no VTEP is behind the veth.
+    kernel.applied.clear()
+    await networks.close_moved(LAN, endpoint)
+    assert [type(op) for op in kernel.applied] == [ops.LoadFirewall]
+    # The administrator took the mapping away: the last pod's network goes all the same.
+    kernel.node = replace(kernel.node, bridges={})
+    api.stores[PODS].drop("red/a")
+    await networks.render(LAN.name)
+    assert LAN.namespace not in kernel.networks

@@ -263,3 +263,104 @@ def test_a_long_name_does_not_break_the_label() -> None:
     assert vm_label("a" * 63) == "a" * 63
     assert len(vm_label(name)) == 63
     assert vm_label(name) != vm_label("a" * 71)
+
+
+# Secondary networks
+
+STORAGE = "blue/storage"
+
+
+@pytest.fixture
+def flat(world: Any) -> Any:
+    """A namespace without a primary network, and a secondary one that keeps machines' addresses."""
+    world.namespace("blue", labelled=False)
+    world.secondary("blue", "storage", ipam={"lifecycle": "Persistent"})
+    return world
+
+
+def on_storage(world: Any, name: str, *, addresses: list[str] | None = None, mac: str | None = None) -> Any:
+    vm = world.vm("blue", name, addresses=None)
+    spec = vm["spec"]["template"]["spec"]
+    spec["networks"] = [{"name": "store", "multus": {"networkName": "storage"}}]
+    spec["domain"]["devices"]["interfaces"] = [{"name": "store", **({"macAddress": mac} if mac else {})}]
+    if addresses:
+        text = json.dumps({"store": addresses})
+        vm["spec"]["template"]["metadata"]["annotations"] = {"network.kubevirt.io/addresses": text}
+    return world.kube.seed(VMS, vm)
+
+
+def asking(world: Any, vmi: Any, name: str, node: str = "n1", **element: Any) -> Any:
+    """A launcher pod as KubeVirt makes it: the interface has a name of its own."""
+    pod = world.launcher(vmi, name, node=node)
+    text = json.dumps([{"name": "storage", "namespace": "blue", "interface": "podf00d", **element}])
+    pod["metadata"]["annotations"][names.NETWORKS_ANNOTATION] = text
+    return world.kube.seed(PODS, pod)
+
+
+async def test_a_machine_s_claim_on_a_secondary_network(flat: Any) -> None:
+    vm = on_storage(flat, "blue")
+    async with flat.controller() as controller:
+        ips = await flat.until(lambda: flat.claim_ips("blue", "blue.store"))
+        assert ips == ["10.30.0.1/24"]
+        assert flat.claim("blue", "blue.store")["spec"]["network"] == "blue_storage"
+        vmi = flat.vmi(vm, node="n1")
+        source = asking(flat, vmi, "source")
+        first = await flat.until(lambda: flat.allocation("blue", "source", STORAGE))
+        assert first["ip_addresses"] == ips
+        await flat.until(lambda: owner_pod(flat, "blue.store") == "source")
+        asking(flat, vmi, "target", node="n2")
+        assert await flat.until(lambda: flat.allocation("blue", "target", STORAGE)) == first
+        # Stopped, the machine keeps its address.
+        flat.finish(source)
+        flat.kube.vanish(PODS, "target", "blue")
+        flat.kube.vanish(VMIS, "blue", "blue")
+        await flat.settled(controller)
+        flat.pod("blue", "web", annotations={names.NETWORKS_ANNOTATION: "storage"})
+        other = await flat.until(lambda: flat.allocation("blue", "web", STORAGE))
+        assert other["ip_addresses"] == ["10.30.0.2/24"]
+        flat.kube.vanish(VMS, "blue", "blue")
+        await flat.until(lambda: flat.claim("blue", "blue.store") is None)
+
+
+async def test_what_a_machine_asks_for_on_a_secondary_network(flat: Any) -> None:
+    vm = on_storage(flat, "blue", addresses=["10.30.0.50"], mac="02:03:04:05:06:07")
+    async with flat.controller():
+        assert await flat.until(lambda: flat.claim_ips("blue", "blue.store")) == ["10.30.0.50/24"]
+        asking(flat, flat.vmi(vm), "source", mac="02:03:04:05:06:07")
+        found = await flat.until(lambda: flat.allocation("blue", "source", STORAGE))
+    assert (found["ip_addresses"], found["mac_address"]) == (["10.30.0.50/24"], "02:03:04:05:06:07")
+
+
+async def test_a_claim_that_the_pod_s_request_names(flat: Any) -> None:
+    """As ipam-extensions write it, for a claim that somebody made."""
+    spec = {"network": "blue_storage", "interface": "podf00d"}
+    flat.kube.seed(CLAIMS, {"metadata": {"name": "mine", "namespace": "blue"}, "spec": spec})
+    request = json.dumps([{"name": "storage", "ipam-claim-reference": "mine", "ips": ["10.30.0.60/24"]}])
+    async with flat.controller() as controller:
+        await flat.settled(controller)
+        pod = flat.pod("blue", "one", annotations={names.NETWORKS_ANNOTATION: request})
+        found = await flat.until(lambda: flat.allocation("blue", "one", STORAGE))
+        assert found["ip_addresses"] == flat.claim_ips("blue", "mine") == ["10.30.0.60/24"]
+        flat.finish(pod)
+        await flat.settled(controller)
+        plain = json.dumps([{"name": "storage", "ips": ["10.30.0.60/24"]}])
+        flat.pod("blue", "two", annotations={names.NETWORKS_ANNOTATION: plain})
+        await flat.told("ErrorAllocatingPod", "10.30.0.60 is in use by claim blue/mine")
+        flat.pod("blue", "three", annotations={names.NETWORKS_ANNOTATION: request})
+        await flat.until(lambda: flat.allocation("blue", "three", STORAGE))
+
+
+async def test_a_machine_with_both_kinds_has_a_claim_for_each(world: Any) -> None:
+    world.namespace("blue")
+    world.cudn("happy-tenant", "blue")
+    world.secondary("blue", "storage", ipam={"lifecycle": "Persistent"})
+    world.secondary("blue", "passing", subnets=["10.40.0.0/24"])
+    vm = world.vm("blue", "blue")
+    networks = vm["spec"]["template"]["spec"]["networks"]
+    networks += [{"name": name, "multus": {"networkName": f"blue/{name}"}} for name in ("storage", "passing")]
+    world.kube.seed(VMS, vm)
+    async with world.controller() as controller:
+        await world.until(lambda: world.claim_ips("blue", "blue.happy") and world.claim_ips("blue", "blue.storage"))
+        await world.settled(controller)
+        assert world.claim("blue", "blue.passing") is None, "that network keeps nothing"
+    assert world.claim("blue", "blue.storage")["spec"]["network"] == "blue_storage"
