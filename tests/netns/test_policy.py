@@ -18,6 +18,10 @@ from vmnet.model.names import NetworkId
 from vmnet.model.network import Network, Role
 
 DRIVER = Path(__file__).with_name("policy_node.py")
+PACKETS = Path(__file__).with_name("policy_packets.py")
+ENTER = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec"]
+# A private /run, so that no namespace made here has a name outside.
+PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; exec "$0" "$@"'
 NETWORK = Network(
     "cluster_udn_colored",
     NetworkId(7),
@@ -242,3 +246,15 @@ async def test_egress_of_red_to_one_port_of_labelled_pods(fabric: Fabric) -> Non
     await fabric.expect("red-0", no=to(12, 8080))
     await fabric.everywhere(drop("policies", "red/one"))
     await fabric.expect("red-0", yes=[*both, *pings(12)])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_random_policies_admit_exactly_what_the_api_says(seed: int) -> None:
+    """Some 30,000 packets of all kinds between pods and the outside, while pods, namespaces and policies change."""
+    process = await asyncio.create_subprocess_exec(
+        *(*ENTER, PREPARE, sys.executable, str(PACKETS), str(seed), "40"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 110)
+    assert process.returncode == 0, output.decode()

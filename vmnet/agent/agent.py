@@ -78,7 +78,9 @@ class Agent:
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
         multus = Multus(settings.multus, settings.cni_configurations)
-        self._attachments = Attachments(kube, self._cluster, self._networks, self._cut_overs, self._adopted, multus)
+        self._attachments = Attachments(
+            kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus
+        )
         self._server = CniServer(settings.cni_socket, self._attachments.handle)
         self._settings = settings
 

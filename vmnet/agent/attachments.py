@@ -13,6 +13,7 @@ from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.facts import Attachment
 from vmnet.agent.multus import Multus
 from vmnet.agent.networks import Networks, NotReady
+from vmnet.agent.policy_tables import PolicyTables
 from vmnet.cni import call, result
 from vmnet.cni.call import Answer
 from vmnet.cni.errors import CniError, Code
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 ALLOCATION_TIMEOUT: Final = 60.0
 """Seconds that ADD waits for the controller's annotation before it tells the runtime to try again."""
+POLICIES_TIMEOUT: Final = 20.0
+"""Seconds that ADD waits for the watch of NetworkPolicies to bring what the pod's namespace has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Attachments:
         cluster: Cluster,
         networks: Networks,
         cut_overs: CutOvers,
+        policies: PolicyTables,
         synced: asyncio.Event,
         multus: Multus,
     ) -> None:
@@ -68,6 +72,7 @@ class Attachments:
         self._cluster = cluster
         self._networks = networks
         self._cut_overs = cut_overs
+        self._policies = policies
         self._synced = synced
         self._multus = multus
 
@@ -101,7 +106,7 @@ class Attachments:
         wanted = await self._attachments(pod)
         if not wanted:
             return passed_on
-        places = [await self._place(pod, attachment) for attachment in wanted]
+        places = await self._prepared(pod, wanted)
         answer = dict(request.previous_result or {})
         for place in places:
             answer = result.extend(answer, await self._attach(request, place), request.version)
@@ -121,6 +126,27 @@ class Attachments:
         endpoint = self._cluster.name_interface(place.endpoint, InterfaceName(request.ifname))
         place = Place(endpoint, place.attachment)
         return call.success(result.extend(None, await self._attach(request, place), request.version))
+
+    async def _prepared(self, pod: PodReference, wanted: list[str | None]) -> list[Place]:
+        """Where a pod goes, once all is known that its ports need. Raises CniError."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if None in wanted:
+                    tasks.create_task(self._isolation(pod))
+                found = [tasks.create_task(self._place(pod, attachment)) for attachment in wanted]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return [task.result() for task in found]
+
+    async def _isolation(self, pod: PodReference) -> None:
+        """Know the policies that are older than the pod, lest its port come up without them. Raises CniError."""
+        try:
+            async with asyncio.timeout(POLICIES_TIMEOUT):
+                await self._policies.wait_for_policies(pod.namespace)
+        except (KubeError, TimeoutError) as error:
+            raise CniError(
+                Code.TRY_AGAIN_LATER, f"pod {pod.namespace}/{pod.name}: its NetworkPolicies are not known: {error!r}"
+            ) from error
 
     async def _attachments(self, pod: PodReference) -> list[str | None]:
         """What the chain has to attach a pod to; None stands for the primary network of its namespace."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from vmnet.agent import facts
 from vmnet.agent.cluster import Cluster, Stores
-from vmnet.kube.api import Kube, Object, object_key
+from vmnet.kube.api import POLICIES, Kube, Object, object_key
 from vmnet.kube.events import Recorder
 from vmnet.model.endpoint import NodeNetwork
 from vmnet.model.policy import Misread, Policy, Protocol, parse
@@ -28,6 +28,7 @@ class PolicyTables:
     def __init__(
         self, kube: Kube, stores: Stores, cluster: Cluster, node_name: str, on_network: Callable[[str], None]
     ) -> None:
+        self._kube = kube
         self._stores = stores
         self._cluster = cluster
         self._node_name = node_name
@@ -44,6 +45,7 @@ class PolicyTables:
         """What is wrong with policies, by their keys."""
         self._told: dict[str, str] = {}
         self._untold: asyncio.Queue[str] = asyncio.Queue()
+        self._awaiting: set[asyncio.Event] = set()
         stores.namespaces.add_handler(self._namespace_changed)
         stores.nads.add_handler(self._nad_changed)
         stores.policies.add_handler(self._policy_changed)
@@ -61,6 +63,21 @@ class PolicyTables:
     def demands(self, network: str) -> bool:
         """Never: without a port there is nothing to isolate."""
         return False
+
+    async def wait_for_policies(self, namespace: str) -> None:
+        """Return once the store has every policy that the namespace has now. Raises KubeError; may wait for ever.
+
+        Pods and policies come by different watches: a pod may be seen before a policy that is older than it.
+        """
+        listed = (await self._kube.list(POLICIES, namespace)).items
+        changed = asyncio.Event()
+        self._awaiting.add(changed)
+        try:
+            while any(_behind(self._stores.policies.get(object_key(item)), item) for item in listed):
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._awaiting.discard(changed)
 
     async def tell(self) -> None:
         """Write events on policies that cannot be understood, until cancelled."""
@@ -109,6 +126,8 @@ class PolicyTables:
                 self._notify(network, different)
         if any(self._here(pod) for pod in self._pods.get(namespace, ())):
             self._untold.put_nowait(key)
+        for waiting in self._awaiting:
+            waiting.set()
 
     def _read(self, item: Object) -> Policy | None:
         """The policy, or what is to stand for one that cannot be understood."""
@@ -164,6 +183,16 @@ class PolicyTables:
     def _notify(self, network: str, different: bool) -> None:
         if different:
             self._on_network(network)
+
+
+def _behind(held: Object | None, listed: Object) -> bool:
+    """Whether the store has not reached this state of a policy yet."""
+    if held is None or held["metadata"].get("uid") != listed["metadata"].get("uid"):
+        return True
+    versions = [str(item["metadata"].get("resourceVersion")) for item in (held, listed)]
+    if all(version.isdecimal() for version in versions):
+        return int(versions[0]) < int(versions[1])
+    return versions[0] != versions[1]
 
 
 def named_ports(pod: Object) -> frozenset[NamedPort]:

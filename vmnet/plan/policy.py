@@ -148,6 +148,8 @@ class NetworkPolicies:
         """Made when first asked for."""
         self._selected: dict[str, tuple[str, ...]] = {}
         """Of this node's pods, by their keys: keys of the policies that select them."""
+        self._strangers: set[str] = set()
+        """Pods whose ports were asked for, but that were not known, or not as those."""
 
     def namespaces(self) -> frozenset[str]:
         """Namespaces of its pods."""
@@ -186,11 +188,12 @@ class NetworkPolicies:
 
     def put_policy(self, name: str, policy: Policy) -> bool:
         """A policy has come, or is not as it was."""
+        first = not self._policies
         policies = self._policies.setdefault(policy.namespace, {})
         if policies.get(name) == policy:
             return False
         policies[name] = policy
-        return self._reselect(policy.namespace, name)
+        return self._reselect(policy.namespace, name) or (first and bool(self._strangers))
 
     def drop_policy(self, namespace: str, name: str) -> bool:
         """A policy is gone."""
@@ -199,7 +202,7 @@ class NetworkPolicies:
             return False
         if not policies:
             del self._policies[namespace]
-        return self._reselect(namespace, name)
+        return self._reselect(namespace, name) or (not self._policies and bool(self._strangers))
 
     def tables(self, local: Iterable[Endpoint]) -> tuple[Table, ...]:
         """Tables of the node that has these ports; none while no policy isolates any of them.
@@ -207,6 +210,7 @@ class NetworkPolicies:
         A port whose pod is not known is closed: nobody can say what selects it.
         """
         ports = [(endpoint, self._selecting(endpoint)) for endpoint in local]
+        self._strangers = {_key(endpoint.pod) for endpoint, policies in ports if policies is None}
         if not self._policies:
             return ()
         chains: dict[str, Chain] = {}
@@ -236,7 +240,7 @@ class NetworkPolicies:
     # Inside
 
     def _changed(self, key: str, before: Member | None, after: Member | None) -> bool:
-        changed = self._selected.pop(key, None) is not None
+        changed = self._selected.pop(key, None) is not None or key in self._strangers
         for of, collection in self._collections.items():
             was = before if before is not None and self._belongs(of, before) else None
             now = after if after is not None and self._belongs(of, after) else None

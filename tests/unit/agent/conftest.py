@@ -71,8 +71,9 @@ class Api:
         self.stores = {kind: Store(kind) for kind in KINDS}
         self.networks: list[str] = []
         self.machines: list[MachineReference] = []
+        self.informers = Stores(*(cast(Any, self.stores[kind]) for kind in KINDS))
         self.cluster = Cluster(
-            Stores(*(cast(Any, self.stores[kind]) for kind in KINDS)),
+            self.informers,
             on_network=self.networks.append,
             on_machine=self.machines.append,
         )

@@ -14,10 +14,11 @@ from vmnet.agent.attachments import Attachments
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.multus import Mode, Multus
 from vmnet.agent.networks import Networks
+from vmnet.agent.policy_tables import PolicyTables
 from vmnet.cni.errors import CniError, Code
 from vmnet.cni.request import Attachment, Command, Request
 from vmnet.kernel.fake import FakeKernel
-from vmnet.kube.api import NADS, PODS, Object
+from vmnet.kube.api import NADS, PODS, POLICIES, Object
 from vmnet.kube.fake import FakeKube
 from vmnet.model import names
 from vmnet.model.names import NetworkId
@@ -57,7 +58,10 @@ class Node:
         self.multus = Multus(mode, directory)
         self.networks = Networks(self.kernel, api.cluster, "n1", (), lambda endpoint: self.cut_overs.forget(endpoint))
         self.cut_overs = CutOvers(self.kernel, self.kube, api.cluster, self.networks, cast(Any, Announcements()))
-        self.handler = Attachments(self.kube, api.cluster, self.networks, self.cut_overs, self.synced, self.multus)
+        self.policies = PolicyTables(self.kube, api.informers, api.cluster, "n1", lambda network: None)
+        self.handler = Attachments(
+            self.kube, api.cluster, self.networks, self.cut_overs, self.policies, self.synced, self.multus
+        )
 
     def pod(self, **more: Any) -> None:
         item = self.api.pod("red/a", **more)
@@ -270,3 +274,24 @@ async def test_a_name_that_the_runtime_chose_is_known_to_the_next_agent(node: No
     after.networks = Networks(node.kernel, fresh.cluster, "n1", (), lambda endpoint: None)
     assert [endpoint.interface for endpoint in await after.networks.adopt()] == ["store0"]
     assert node.ports() == {(2, "c1", "store0")}
+
+
+async def test_add_waits_for_the_policies_that_are_older_than_the_pod(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = {"namespace": "red", "name": "deny"}
+    older = node.kube.seed(POLICIES, {"metadata": metadata, "spec": {"podSelector": {}}})
+    node.pod(red__tenant="10.20.0.3/16")
+    monkeypatch.setattr(attachments, "POLICIES_TIMEOUT", 0.05)
+    error = await node.refusal(Command.ADD, previous=DEFAULT)
+    assert (error.code, node.ports()) == (Code.TRY_AGAIN_LATER, set())
+    assert "its NetworkPolicies are not known" in error.message
+    monkeypatch.setattr(attachments, "POLICIES_TIMEOUT", 60.0)
+    async with asyncio.TaskGroup() as tasks:
+        adding = tasks.create_task(node.add())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert node.ports() == set()
+        node.api.stores[POLICIES].put(older)
+        await adding
+    assert node.ports() == {(1, "c1", "ovn-udn1")}
