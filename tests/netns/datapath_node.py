@@ -24,7 +24,7 @@ from vmnet.model.endpoint import (
     RemoteEndpoint,
 )
 from vmnet.model.names import NetworkId
-from vmnet.model.network import Network, Topology
+from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
@@ -34,6 +34,10 @@ NODES = {f"n{number}": Node(f"n{number}", ip_address(f"172.30.0.1{number}"), num
 
 ROUTED = range(20, 30)
 """Numbers of Layer3 networks; they all have the same subnets."""
+
+
+SWITCHED = range(30, 40)
+"""Numbers of secondary networks."""
 
 
 def part(node: str) -> tuple[IPNetwork, ...]:
@@ -51,7 +55,8 @@ def network(number: int) -> Network:
         ranges = (ip_network("103.103.0.0/16"), ip_network("fd20::/48"))
         return Network(f"test-{number}", NetworkId(number), Topology.LAYER3, subnets=ranges, host_prefixes=(24, 64))
     subnets = (ip_network("192.168.0.0/16"), ip_network("fd20::/64"))
-    return Network(name=f"test-{number}", id=NetworkId(number), subnets=subnets)
+    role = Role.SECONDARY if number in SWITCHED else Role.PRIMARY
+    return Network(name=f"test-{number}", id=NetworkId(number), subnets=subnets, role=role)
 
 
 def endpoint(net: int, host: int, node: str, pod: str) -> Endpoint:

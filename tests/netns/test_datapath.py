@@ -15,6 +15,7 @@ from vmnet.lab.init import COMPONENTS
 from vmnet.lab.lab import Completed, Lab
 
 DRIVER = Path(__file__).with_name("datapath_node.py")
+RARP = "Ether(src=own,dst='ff:ff:ff:ff:ff:ff',type=0x8035)/ARP(op=3,hwsrc=own,hwdst=own,psrc='0.0.0.0',pdst='0.0.0.0')"
 PODS = [[11, "n1", "a"], [12, "n2", "b"], [13, "n1", "c"]]
 
 
@@ -87,10 +88,7 @@ async def test_the_first_frame_of_the_guest_moves_the_network(fabric: Fabric) ->
     assert await fabric.node("n3", "gate", net=7, host=12, pod="b") == "closed"
     assert await fabric.node("n2", "gate", net=7, host=12, pod="b") == "open"
     assert not await fabric.reaches("n3", "b-7", "192.168.0.11")
-    rarp = (
-        "Ether(src=own,dst='ff:ff:ff:ff:ff:ff',type=0x8035)/ARP(op=3,hwsrc=own,hwdst=own,psrc='0.0.0.0',pdst='0.0.0.0')"
-    )
-    await fabric.send("n3", "b-7", rarp)
+    await fabric.send("n3", "b-7", RARP)
     assert await fabric.node("n3", "gate", net=7, host=12, pod="b") == "open"
     assert await fabric.node("n2", "gate", net=7, host=12, pod="b") == "moved"
     assert await fabric.node("n1", "vtep", net=7, host=12) == ["172.30.0.13"]
@@ -102,10 +100,30 @@ async def test_the_first_frame_of_the_guest_moves_the_network(fabric: Fabric) ->
     assert await fabric.node("n1", "vtep", net=7, host=12) == ["172.30.0.13"]
     assert await fabric.reaches("n1", "a-7", "fd20::12")
     # And back, still without an agent.
-    await fabric.send("n2", "b-7", rarp)
+    await fabric.send("n2", "b-7", RARP)
     assert await fabric.node("n2", "gate", net=7, host=12, pod="b") == "open"
     assert await fabric.node("n3", "gate", net=7, host=12, pod="b") == "moved"
     assert await fabric.reaches("n2", "b-7", "192.168.0.11")
+
+
+async def test_the_first_frame_moves_a_machine_on_a_secondary_network_too(fabric: Fabric) -> None:
+    """Nothing routes there, and nothing but the segment is reached."""
+    moved = [[11, "n1", "a"], [12, "n2", "b"], [12, "n3", "b"]]
+    await fabric.render(30, moved, standby=("b@n3", "b"))
+    for address in ("192.168.0.12", "fd20::12"):
+        assert await fabric.reaches("n1", "a-30", address), address
+    for address in ("192.168.0.1", "172.30.0.100"):
+        assert not await fabric.reaches("n1", "a-30", address), address
+    assert await fabric.node("n3", "gate", net=30, host=12, pod="b") == "closed"
+    await fabric.send("n3", "b-30", RARP)
+    assert await fabric.node("n3", "gate", net=30, host=12, pod="b") == "open"
+    assert await fabric.node("n2", "gate", net=30, host=12, pod="b") == "moved"
+    assert await fabric.node("n1", "vtep", net=30, host=12) == ["172.30.0.13"]
+    assert await fabric.reaches("n1", "a-30", "192.168.0.12")
+    await fabric.render(30, moved, standby=("b@n3", "b"))
+    assert await fabric.node("n1", "vtep", net=30, host=12) == ["172.30.0.13"]
+    for node in ("n1", "n2", "n3"):
+        assert await fabric.node(node, "remove", net=30), f"{node} keeps nothing"
 
 
 EVERYONE = "dst='ff:ff:ff:ff:ff:ff'"
@@ -140,12 +158,12 @@ print(sorted(seen))
 """
 
 
-@pytest.mark.parametrize(("sender", "more"), [("a", {}), ("pod", POD_FORGED)])
-async def test_forged_frames_arrive_nowhere(fabric: Fabric, sender: str, more: dict[str, str]) -> None:
-    """A machine's port has more rules than a pod's."""
-    await fabric.render(7, [[11, "n1", sender], *PODS[1:]])
+@pytest.mark.parametrize(("net", "sender", "more"), [(7, "a", {}), (7, "pod", POD_FORGED), (30, "a", {})])
+async def test_forged_frames_arrive_nowhere(fabric: Fabric, net: int, sender: str, more: dict[str, str]) -> None:
+    """A machine's port has more rules than a pod's, and a secondary network no fewer than a primary one."""
+    await fabric.render(net, [[11, "n1", sender], *PODS[1:]])
     listeners = []
-    for node, namespace in (("n1", "c-7"), ("n2", "b-7")):
+    for node, namespace in (("n1", f"c-{net}"), ("n2", f"b-{net}")):
         name = f"listen-{namespace}"
         log = await fabric.lab.spawn(name, node, ["ip", "netns", "exec", namespace, sys.executable, "-c", LISTEN])
         async with asyncio.timeout(60):
@@ -154,7 +172,7 @@ async def test_forged_frames_arrive_nowhere(fabric: Fabric, sender: str, more: d
         listeners.append((name, log))
     forged = ", ".join(f"{frame}/Raw(b'FORGED{name};' + bytes(40))" for name, frame in (FORGED | more).items())
     # The honest frame comes last, by the same queues: when it is there, what was forged is not still under way.
-    await fabric.send("n1", f"{sender}-7", f"[{forged}, {HONEST}/Raw(b'HONEST' + bytes(40))]")
+    await fabric.send("n1", f"{sender}-{net}", f"[{forged}, {HONEST}/Raw(b'HONEST' + bytes(40))]")
     for name, log in listeners:
         assert await fabric.lab.wait(name, timeout=60) == 0
         assert log.read_text().splitlines()[-1] == "[]"

@@ -110,7 +110,7 @@ class Attachments:
         answer = dict(request.previous_result or {})
         for place in places:
             answer = result.extend(answer, await self._attach(request, place), request.version)
-        await self._tell(places, answer)
+        await self._tell(places, answer, alone=not await self._multus.present())
         return call.success(answer)
 
     async def _add_one(self, request: Request, attachment: str) -> Answer:
@@ -265,15 +265,15 @@ class Attachments:
                 raise CniError(Code.CHECK_FAILED, f"pod {pod.namespace}/{pod.name}: {problem}")
         return call.success()
 
-    async def _tell(self, places: Sequence[Place], answer: dict[str, Any]) -> None:
+    async def _tell(self, places: Sequence[Place], answer: dict[str, Any], *, alone: bool) -> None:
         """Write network-status (KubeVirt reads the interface from it), and a pod's addresses on the default network.
 
-        Where Multus runs, network-status is Multus' to write.
+        Where this agent is not ``alone``, network-status is Multus' to write.
         """
         pod = places[0].endpoint.pod
         default = [item["address"] for item in answer["ips"] if _is_default(item, answer["interfaces"])]
         annotations: dict[str, str] = {}
-        if not await self._multus.present():
+        if alone:
             annotations[names.NETWORK_STATUS_ANNOTATION] = network_status(places, answer, default)
         item = self._cluster.pod(f"{pod.namespace}/{pod.name}")
         allocated = facts.annotations(item).get(names.POD_NETWORKS_ANNOTATION) if item else None

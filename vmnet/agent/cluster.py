@@ -107,6 +107,13 @@ class Cluster:
         """Whether a NAD of that key is there at all, ours or not."""
         return self._stores.nads.get(key) is not None
 
+    def misses_attachment(self, node: str) -> bool:
+        """Whether a living pod of a node has addresses by a NAD that is not there."""
+        return any(
+            facts.node_of(pod) == node and facts.alive(pod) and not facts.attached(pod) <= self._attachments.keys()
+            for pod in self.pods()
+        )
+
     def attachment_of(self, network: str) -> Attachment | None:
         """Any attachment of a network: they are equal but for their key."""
         return next((found for found in self._attachments.values() if found.network.name == network), None)

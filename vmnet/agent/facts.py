@@ -91,6 +91,15 @@ def allocation(pod: Object, key: str) -> Mapping[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
+def attached(pod: Object) -> frozenset[str]:
+    """NADs by which a pod has something; none where the annotation cannot be read."""
+    try:
+        entries = json.loads(annotations(pod).get(names.POD_NETWORKS_ANNOTATION) or "{}")
+    except json.JSONDecodeError:
+        return frozenset()
+    return frozenset(key for key in entries if "/" in key) if isinstance(entries, dict) else frozenset()
+
+
 def secondaries(pod: Object) -> tuple[Selection, ...]:
     """The secondary networks that a pod asks for and may have. Raises ValueError for a bad annotation."""
     metadata = pod["metadata"]

@@ -28,6 +28,8 @@ class Multus:
         self._mode = mode
         self._directory = directory
         self._seen = False
+        self._read: tuple[int, bool] | None = None
+        """When the directory last changed, and what was found then."""
 
     def called(self) -> None:
         """A call came that only a meta-plugin makes: for one attachment, with its definition as configuration."""
@@ -39,7 +41,17 @@ class Multus:
         """Whether it is installed on this node."""
         if self._mode is not Mode.AUTO:
             return self._mode is Mode.YES
-        return self._seen or await asyncio.to_thread(_first_is_multus, self._directory)
+        return self._seen or await asyncio.to_thread(self._look)
+
+    def _look(self) -> bool:
+        try:
+            changed = self._directory.stat().st_mtime_ns
+        except OSError:
+            return False
+        # Installers rename their file into place, which changes the directory.
+        if self._read is None or self._read[0] != changed:
+            self._read = changed, _first_is_multus(self._directory)
+        return self._read[1]
 
 
 def _first_is_multus(directory: Path) -> bool:

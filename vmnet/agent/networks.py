@@ -48,7 +48,7 @@ class TableSource(Protocol):
         ...
 
     def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
-        """Tables of the node's own namespace. ``rendered``: the networks that are on this node, by name."""
+        """Tables of the node's own namespace. ``rendered``: the primary networks that are on this node, by name."""
         ...
 
     def demands(self, network: str) -> bool:
@@ -133,7 +133,8 @@ class Networks:
         await self._load(None, tables, node_plan.plan(state, vteps=vteps, networks=networks, tables=tables, held=held))
 
     def _node_tables(self) -> tuple[Table, ...]:
-        return tuple(table for source in self._sources for table in source.node_tables(self._desires))
+        primary = {name: found for name, found in self._desires.items() if found.network.role is Role.PRIMARY}
+        return tuple(table for source in self._sources for table in source.node_tables(primary))
 
     async def _bring_node_tables(self) -> None:
         """What a new port, or a new network, means for the node; without a look at the kernel when that is nothing."""
@@ -170,7 +171,9 @@ class Networks:
         known = {found.namespace: found for found in map(self._network, self._cluster.networks()) if found is not None}
         for namespace in sorted(state.namespaces):
             network = known.get(namespace)
-            if network is None:
+            if network is None and await self._missed(namespace):
+                log.warning("%s is kept: pods of this node use a NetworkAttachmentDefinition that is gone", namespace)
+            elif network is None:
                 log.info("removing %s: its network is gone", namespace)
                 await self._kernel.apply(network_plan.remove(NetworkId(int(namespace.removeprefix("vmnet-")))))
             else:
@@ -178,6 +181,16 @@ class Networks:
         if state.namespaces - known.keys():
             await self.prepare_node()
         return tuple(self._ports.values())
+
+    async def _missed(self, namespace: NamespaceName) -> bool:
+        """Whether a namespace of no known network may be that of pods here, whose NAD somebody has deleted by hand.
+
+        The controller makes it again; then the network is known, and looked at.
+        """
+        if not self._cluster.misses_attachment(self.node_name):
+            return False
+        observed = await self._kernel.observe_network(namespace)
+        return observed is not None and bool(observed.ports())
 
     async def render(self, name: str) -> None:
         """Bring this node in step with the API for one network. Raises KernelError, NotReady."""

@@ -37,6 +37,7 @@ from vmnet.kube.api import (
 )
 from vmnet.kube.events import Recorder
 from vmnet.model import names
+from vmnet.model.selection import SHARED_NAMESPACE
 from vmnet.runtime.queue import KeyedQueue, work
 
 log = logging.getLogger(__name__)
@@ -230,15 +231,17 @@ class Controller:
             self._add("nad", new)
         for pod in (*self.cluster.pods(namespace), *self.cluster.askers(object_key(item))):
             self.queues["pod"].add(object_key(pod))
+        # What is in the shared namespace concerns machines and claims of all others.
+        concerned = None if namespace == SHARED_NAMESPACE else namespace
         for claim in self.cluster.items(CLAIMS):
-            if objects.namespace_of(claim) == namespace:
+            if concerned in (None, objects.namespace_of(claim)):
                 self._add("claim", claim)
-        self._machines_of(namespace)
+        self._machines_of(concerned)
 
-    def _machines_of(self, namespace: str) -> None:
+    def _machines_of(self, namespace: str | None) -> None:
         for resource in (VMS, VMIS):
             for item in self.cluster.items(resource):
-                if objects.namespace_of(item) == namespace:
+                if namespace in (None, objects.namespace_of(item)):
                     self._add("machine", item)
 
     def _claim_changed(self, old: Object | None, new: Object | None) -> None:

@@ -295,3 +295,24 @@ async def test_add_waits_for_the_policies_that_are_older_than_the_pod(
         node.api.stores[POLICIES].put(older)
         await adding
     assert node.ports() == {(1, "c1", "ovn-udn1")}
+
+
+async def test_an_agent_that_starts_while_a_nad_is_missing_leaves_its_pods_connected(node: Node) -> None:
+    node.pod(asks="storage", red__tenant="10.20.0.3/16", red__storage="10.30.0.1/24")
+    await node.add()
+    fresh = type(node.api)()
+    fresh.namespace("red")
+    fresh.node("n1", "172.30.0.11")
+    fresh.nad("red/tenant", PRIMARY)
+    fresh.pod("red/a", asks="storage", red__tenant="10.20.0.3/16", red__storage="10.30.0.1/24")
+    after = Networks(node.kernel, fresh.cluster, "n1", (), lambda endpoint: None)
+    assert [endpoint.network for endpoint in await after.adopt()] == ["red_tenant"]
+    assert node.ports() == {(1, "c1", "ovn-udn1"), (2, "c1", "net1")}
+    fresh.nad("red/storage", STORAGE)
+    assert fresh.networks[-1] == "red_storage"
+    await after.render("red_storage")
+    assert len(node.ports()) == 2
+    fresh.stores[NADS].drop("red/storage")
+    fresh.stores[PODS].drop("red/a")
+    await Networks(node.kernel, fresh.cluster, "n1", (), lambda endpoint: None).adopt()
+    assert node.ports() == set(), "nobody misses it"
