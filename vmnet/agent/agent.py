@@ -17,6 +17,7 @@ from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Responders
+from vmnet.agent.service_tables import DEFAULT_SERVICES, ServiceTables
 from vmnet.agent.services import AddressService, NameService
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kube.api import Kube, KubeError
@@ -39,6 +40,8 @@ class Settings:
 
     node_name: str
     cluster_domain: str = "cluster.local"
+    default_services: tuple[str, ...] = DEFAULT_SERVICES
+    """Services of the cluster that every network may use, as ``namespace/name``."""
     dns_upstreams: tuple[IPAddress, ...] = ()
     cni_socket: Path = Path("/run/vmnet/cni.sock")
     multus: Mode = Mode.AUTO
@@ -62,7 +65,16 @@ class Agent:
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
         )
         self._policies = PolicyTables(kube, stores, self._cluster, settings.node_name, self._network_queue.add)
-        sources: tuple[TableSource, ...] = (self._policies,)
+        sources: tuple[TableSource, ...] = (
+            ServiceTables(
+                stores,
+                self._cluster,
+                on_network=self._network_queue.add,
+                on_node=lambda: self._node_queue.add("node"),
+                default_services=settings.default_services,
+            ),
+            self._policies,
+        )
         self._guests = GuestServices(kernel, settings.cluster_domain)
         self._responders = Responders(kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain)
         self._announcer = Announcer(kernel, settings.cluster_domain)

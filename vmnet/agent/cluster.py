@@ -118,6 +118,14 @@ class Cluster:
         """Any attachment of a network: they are equal but for their key."""
         return next((found for found in self._attachments.values() if found.network.name == network), None)
 
+    def namespaces(self, network: str) -> frozenset[str]:
+        """Namespaces whose primary network it is."""
+        return frozenset(
+            key.partition("/")[0]
+            for key, found in self._attachments.items()
+            if found.network.name == network and found.network.role is Role.PRIMARY
+        )
+
     def networks(self) -> frozenset[str]:
         """Names of all networks that have a NAD."""
         return frozenset(found.network.name for found in self._attachments.values())

@@ -14,6 +14,7 @@ from vmnet import metrics
 from vmnet.agent.agent import Agent, Settings
 from vmnet.agent.cluster import Stores
 from vmnet.agent.multus import CONFIGURATIONS, Mode
+from vmnet.agent.service_tables import DEFAULT_SERVICES
 from vmnet.cmd.controller import host_and_port
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLICIES, SERVICES, VMIS
@@ -50,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="server that names outside the cluster domain are forwarded to; may be repeated",
     )
+    parser.add_argument(
+        "--default-service",
+        type=_service,
+        action="append",
+        metavar="NAMESPACE/NAME",
+        help="Service of the cluster that every network may use; may be repeated, and replaces the default: "
+        + ", ".join(DEFAULT_SERVICES),
+    )
     parser.add_argument("--cni-socket", type=Path, default=Path(names.CNI_SOCKET), help="%(default)s")
     parser.add_argument(
         "--multus",
@@ -83,6 +92,13 @@ def localnet(text: str) -> tuple[str, str]:
     return physical, bridge
 
 
+def _service(text: str) -> str:
+    namespace, _, name = text.partition("/")
+    if not namespace or not name or "/" in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME")
+    return text
+
+
 async def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT. Nothing is torn down: the next agent adopts the datapath."""
     if arguments.log_level:
@@ -91,6 +107,7 @@ async def run(arguments: argparse.Namespace) -> int:
     settings = Settings(
         node_name=arguments.node_name,
         cluster_domain=arguments.cluster_domain,
+        default_services=tuple(arguments.default_service or DEFAULT_SERVICES),
         dns_upstreams=tuple(arguments.dns_upstream),
         cni_socket=arguments.cni_socket,
         multus=Mode(arguments.multus),

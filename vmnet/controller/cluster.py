@@ -10,6 +10,7 @@ from vmnet.controller import objects
 from vmnet.kube.api import (
     CLAIMS,
     CUDNS,
+    ENDPOINT_SLICES,
     NADS,
     NAMESPACES,
     NODES,
@@ -29,7 +30,7 @@ from vmnet.model.selection import selections
 
 log = logging.getLogger(__name__)
 
-WATCHED: Final = (NAMESPACES, NODES, UDNS, CUDNS, NADS, CLAIMS, PODS, VMS, VMIS, VMIMS)
+WATCHED: Final = (NAMESPACES, NODES, UDNS, CUDNS, NADS, CLAIMS, PODS, ENDPOINT_SLICES, VMS, VMIS, VMIMS)
 """What the controller watches. The kinds of KubeVirt may be absent."""
 
 
@@ -90,6 +91,7 @@ class Cluster:
         informers[NADS].add_handler(self._nad_changed)
         self._nads = Index(informers[NADS], lambda item: (objects.namespace_of(item),))
         self._pods = Index(informers[PODS], lambda item: (objects.namespace_of(item),))
+        self._slices = Index(informers[ENDPOINT_SLICES], lambda item: (objects.namespace_of(item),))
         self._launchers = Index(informers[PODS], _created_by)
         self._claimants = Index(informers[PODS], _claimed)
         self._attached = Index(informers[PODS], _attached)
@@ -144,6 +146,10 @@ class Cluster:
     def pods(self, namespace: str) -> Iterator[Object]:
         """All pods of a namespace."""
         return self._pods[namespace]
+
+    def slices(self, namespace: str) -> Iterator[Object]:
+        """All EndpointSlices of a namespace, mirrors included."""
+        return self._slices[namespace]
 
     def launchers(self, vmi: Object) -> list[Object]:
         """The pods of one VMI, oldest first, finished ones included."""

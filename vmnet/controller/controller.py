@@ -10,6 +10,7 @@ from vmnet import metrics
 from vmnet.controller import objects
 from vmnet.controller.claims import ClaimReconciler, MachineReconciler
 from vmnet.controller.cluster import Cluster
+from vmnet.controller.endpoint_slices import EndpointSliceReconciler, is_mirror, source_key
 from vmnet.controller.ledger import Ledger
 from vmnet.controller.migrations import MigrationReconciler
 from vmnet.controller.networks import NetworkReconciler
@@ -19,6 +20,7 @@ from vmnet.controller.waiting import WaitingRoom
 from vmnet.kube.api import (
     CLAIMS,
     CUDNS,
+    ENDPOINT_SLICES,
     NADS,
     NAMESPACES,
     NODES,
@@ -69,9 +71,11 @@ class Controller:
         self.machines = MachineReconciler(kube, cluster, events)
         self.claims = ClaimReconciler(kube, cluster, self.ledger, events, waiting, now=now)
         self.migrations = MigrationReconciler(kube, cluster, events, now)
+        self.slices = EndpointSliceReconciler(kube, cluster)
         # Kind → its queue. Networks of both kinds and NADs share a reconciler; their queues keep their keys apart.
         self.queues: Mapping[str, KeyedQueue] = {
-            kind: KeyedQueue() for kind in ("node", "udn", "cudn", "nad", "pod", "machine", "claim", "migration")
+            kind: KeyedQueue()
+            for kind in ("node", "udn", "cudn", "nad", "pod", "slice", "machine", "claim", "migration")
         }
         self.pods.again = self.queues["pod"].add
         self.pods.place = self.queues["node"].add
@@ -118,6 +122,7 @@ class Controller:
             (VMIS, self._vmi_changed),
             (VMIMS, self._vmim_changed),
             (PODS, self._pod_changed),
+            (ENDPOINT_SLICES, self._slice_changed),
         ):
             self.cluster.informers[resource].add_handler(handler)
         self.ready.set()
@@ -164,6 +169,7 @@ class Controller:
             "machine": self.machines.reconcile,
             "claim": self.claims.reconcile,
             "migration": self.migrations.reconcile,
+            "slice": self.slices.reconcile,
         }
 
     # -- which keys a change concerns
@@ -219,6 +225,7 @@ class Controller:
         if item is None:
             return
         namespace = objects.namespace_of(item)
+        self._slices_of(namespace)
         reference = objects.owner_reference(item)
         if reference is not None and reference.get("kind") == UDNS.kind:
             self.queues["udn"].add(f"{namespace}/{reference['name']}")
@@ -294,6 +301,8 @@ class Controller:
         if item is None:
             return
         self._add("pod", item)
+        if old is None or new is None or _renetworked(old, new):
+            self._slices_of(objects.namespace_of(item), str(item["metadata"]["name"]))
         if self.networks.blocked and (old is None or new is None or not objects.alive(new) or _renetworked(old, new)):
             for (resource, key), waiting in tuple(self.networks.blocked.items()):
                 if any(self.cluster.uses(pod, nad) for pod in (old, new) if pod is not None for nad in waiting):
@@ -305,6 +314,18 @@ class Controller:
         else:
             for claim in self.cluster.claims_of(item):
                 self.queues["claim"].add(claim)
+
+    def _slice_changed(self, old: Object | None, new: Object | None) -> None:
+        item = new or old
+        if item is not None:
+            self.queues["slice"].add(source_key(item) if is_mirror(item) else object_key(item))
+
+    def _slices_of(self, namespace: str, pod: str | None = None) -> None:
+        """The slices of a namespace, or those of them that name a pod."""
+        for item in self.cluster.slices(namespace):
+            named = ((endpoint.get("targetRef") or {}).get("name") for endpoint in item.get("endpoints") or [])
+            if not is_mirror(item) and (pod is None or pod in named):
+                self._add("slice", item)
 
     def _add(self, kind: str, item: Object | None) -> None:
         if item is not None:

@@ -173,12 +173,14 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                 ),
             )
         case ops.AttachToBridge(namespace, interface, bridge, neigh_suppress):
-            suppress = "on" if neigh_suppress else "off"
+            # A pod may be a backend of its own Service: translated, its frame goes back by the port it came from.
+            suppress, hairpin = ("on", "off") if neigh_suppress else ("off", "on")
+            flags = f"learning on neigh_suppress {suppress} hairpin {hairpin}"
             return (
                 _ip(
                     namespace,
                     f"link set dev {interface} master {bridge}",
-                    f"link set dev {interface} type bridge_slave neigh_suppress {suppress} learning on",
+                    f"link set dev {interface} type bridge_slave {flags}",
                     f"link set dev {interface} up",
                 ),
             )

@@ -55,6 +55,12 @@ MIGRATION_RECORD_ANNOTATION: Final = "vmnet.io/last-migration"
 CUT_OVER_ANNOTATION: Final = "vmnet.io/cut-over"
 """JSON of ``model.migration.CutOver``, written by the target's agent on the target pod."""
 
+MIRROR_CONTROLLER: Final = "endpointslice-mirror-controller.k8s.ovn.org"
+"""``endpointslice.kubernetes.io/managed-by`` of the EndpointSlices with the network's addresses."""
+MIRRORED_SERVICE_LABEL: Final = "k8s.ovn.org/service-name"
+SOURCE_SLICE_ANNOTATION: Final = "k8s.ovn.org/source-endpointslice"
+SLICE_NETWORK_ANNOTATION: Final = "k8s.ovn.org/endpointslice-network"
+
 CNI_TYPE: Final = "vmnet"
 CNI_SOCKET: Final = "/run/vmnet/cni.sock"
 FIELD_MANAGER_CONTROLLER: Final = "vmnet-controller"

@@ -283,6 +283,9 @@ def _join_addresses(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         (desired.join.network_ipv6, desired.join.node_ipv6),
     ):
         if inside not in joined:
+            if inside.version == 6:
+                # Without one the node cannot ask for its neighbour on behalf of what it forwards (RFC 4861, 7.2.2).
+                yield ops.AddAddress(None, node_end, IPv6Interface("fe80::1/64"))
             # The inner address is the one that is looked at, so it is written last.
             yield ops.AddAddress(None, node_end, outside)
             yield ops.AddAddress(namespace, names.UPLINK, inside)

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from vmnet.kube.api import CUDNS, NADS, PODS, UDNS, VMIS, VMS, Resource, WatchEvent
+from vmnet.controller.endpoint_slices import is_mirror
+from vmnet.kube.api import CUDNS, ENDPOINT_SLICES, NADS, PODS, UDNS, VMIS, VMS, Resource, WatchEvent
 from vmnet.model import names
 
 RBAC = Path(__file__).parents[3] / "deploy" / "controller" / "rbac.yaml"
@@ -102,7 +103,8 @@ async def test_the_role_allows_what_the_controller_does_and_no_more(world: Any) 
 
     def seen(verb: str, resource: Resource, _: str) -> None:
         if verb not in ("patch", "watching"):
-            done.add((verb, resource, None))
+            # RBAC's word for PUT.
+            done.add(("update" if verb == "replace" else verb, resource, None))
 
     world.kube.patch = recorded
     world.kube.fail = seen
@@ -135,6 +137,17 @@ async def test_the_role_allows_what_the_controller_does_and_no_more(world: Any) 
         await world.until(
             lambda: (found := world.nad("red", "tenant")) and found["metadata"]["uid"] != nad["metadata"]["uid"]
         )
+        source = {"metadata": {"name": "web-x", "namespace": "blue", "labels": {"kubernetes.io/service-name": "web"}}}
+        source |= {"addressType": "IPv4", "endpoints": [{"addresses": ["192.168.0.77"]}], "ports": []}
+        source = world.kube.seed(ENDPOINT_SLICES, source)
+        mirror = await world.until(
+            lambda: next((item for item in world.kube._of(ENDPOINT_SLICES).values() if is_mirror(item)), None)
+        )
+        world.kube.seed(ENDPOINT_SLICES, {**source, "endpoints": []})
+        name = mirror["metadata"]["name"]
+        await world.until(lambda: not world.kube.peek(ENDPOINT_SLICES, name, "blue")["endpoints"])
+        world.kube.vanish(ENDPOINT_SLICES, "web-x", "blue")
+        await world.until(lambda: world.kube.peek(ENDPOINT_SLICES, name, "blue") is None)
         for name in ("source", "target", "early"):
             world.kube.vanish(PODS, name, "blue")
         world.kube.vanish(VMIS, "blue", "blue")

@@ -1,0 +1,135 @@
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+
+from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference
+from vmnet.model.names import MacAddress, NetworkId
+from vmnet.model.network import Network
+from vmnet.model.service import Backend, Service, ServicePort
+from vmnet.plan import node as node_plan
+from vmnet.plan import services
+from vmnet.plan.state import NodeState
+from vmnet.plan.table import Table
+
+NETWORK = Network("n", NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd20::/64")))
+N1 = Node("n1", ip_address("172.30.0.11"), 1)
+POD = Endpoint(
+    PodReference("red", "web-0", "uid"), "n", "n1", MacAddress("0a:58:c0:a8:00:05"), (ip_interface("192.168.0.5/16"),)
+)
+DESIRED = NodeNetwork(
+    network=NETWORK,
+    node=N1,
+    mtu=1450,
+    join=node_plan.allocate_join(NodeState(), NETWORK.id),
+    ports=(LocalPort(POD),),
+)
+HERE, THERE = Backend(ip_address("192.168.0.5"), 8080, "n1"), Backend(ip_address("192.168.0.6"), 8080, "n2")
+SIX = Backend(ip_address("fd20::6"), 8080, "n2")
+WEB = Service(
+    "red",
+    "web",
+    (ip_address("10.96.0.7"), ip_address("fd00:96::7")),
+    (ServicePort("http", "tcp", 80, 30080, (HERE, THERE, SIX)),),
+)
+
+
+def table(*found: Service, refused: tuple[str, ...] = ()) -> Table:
+    (made,) = services.network_tables(DESIRED, found, map(ip_address, refused))
+    return made
+
+
+def elements(made: Table, name: str) -> dict[str, str]:
+    found = made.sets[name].elements
+    assert isinstance(found, dict)
+    return found
+
+
+def chain(made: Table, verdict: str) -> tuple[str, ...]:
+    return made.chains[verdict.removeprefix("goto ")].rules
+
+
+def test_a_cluster_address_leads_to_a_choice_of_its_family_s_backends() -> None:
+    made = table(WEB)
+    assert made.bridged
+    assert chain(made, elements(made, "inside4")["10.96.0.7 . tcp . 80"]) == (
+        "meta l4proto tcp dnat ip to numgen random mod 2 map { 0 : 192.168.0.5 . 8080, 1 : 192.168.0.6 . 8080 }",
+    )
+    assert chain(made, elements(made, "inside6")["fd00:96::7 . tcp . 80"]) == (
+        "meta l4proto tcp dnat ip6 to [fd20::6]:8080",
+    )
+
+
+def test_a_pod_that_is_its_own_backend_gets_the_gateway_s_address() -> None:
+    made = table(WEB)
+    assert made.sets["hairpins4"].elements == {"192.168.0.5 . 192.168.0.5"}, "only this node's"
+    assert any("@hairpins4 snat ip to 192.168.0.1" in rule for rule in made.chains["postrouting"].rules)
+
+
+def test_what_enters_gets_this_node_s_transit_address_and_every_backend() -> None:
+    made = table(WEB)
+    assert chain(made, elements(made, "entering4")["tcp . 30080"])[-1].count("192.168.0.") == 2
+    (transit,) = [rule for rule in made.chains["postrouting"].rules if "100.88.0.1" in rule]
+    assert transit.startswith('iifname "up0" oifname != "up0" ct status dnat meta mark != 0x10')
+
+
+def test_external_policy_local_has_this_node_s_backends_and_keeps_the_client() -> None:
+    made = table(replace(WEB, external_local=True))
+    rules = chain(made, elements(made, "entering4")["tcp . 30080"])
+    assert rules == ("meta mark set 0x10", "meta l4proto tcp dnat ip to 192.168.0.5:8080")
+    assert elements(made, "entering6")["tcp . 30080"] == "drop", "no backend of the family here"
+
+
+def test_internal_policy_local_has_this_node_s_backends() -> None:
+    made = table(replace(WEB, internal_local=True))
+    assert chain(made, elements(made, "inside4")["10.96.0.7 . tcp . 80"]) == (
+        "meta l4proto tcp dnat ip to 192.168.0.5:8080",
+    )
+    assert made.sets["unanswered6"].elements == {"fd00:96::7 . tcp . 80"}
+
+
+def test_a_service_without_backends_is_refused_and_so_is_another_network_s() -> None:
+    empty = replace(WEB, ports=(replace(WEB.ports[0], backends=()),))
+    made = table(empty, refused=("10.96.0.9", "fd00:96::9"))
+    assert made.sets["unanswered4"].elements == {"10.96.0.7 . tcp . 80"}
+    assert made.sets["refused4"].elements == {"10.96.0.9"}
+    assert made.sets["refused6"].elements == {"fd00:96::9"}
+    assert elements(made, "inside4") == {}
+    assert not made.bridged
+
+
+def test_a_client_with_affinity_goes_where_it_went_before() -> None:
+    made = table(replace(WEB, affinity_seconds=60))
+    first, second, choice = chain(made, elements(made, "inside4")["10.96.0.7 . tcp . 80"])
+    assert first.startswith("ip saddr @c")
+    assert second.startswith("ip saddr @c")
+    assert choice.startswith("numgen random mod 2 vmap")
+    target = made.chains[first.rpartition(" ")[2]].rules
+    assert target[0].startswith("update @c")
+    sets = [item for name, item in made.sets.items() if name.startswith("c")]
+    assert all("timeout 60s;" in item.header and item.elements is None for item in sets)
+
+
+def test_a_pod_may_ask_for_the_external_address_too() -> None:
+    made = table(replace(WEB, external=(ip_address("172.30.0.200"),)))
+    inside = elements(made, "inside4")
+    assert inside["172.30.0.200 . tcp . 80"] == inside["10.96.0.7 . tcp . 80"]
+
+
+def test_the_node_sends_node_ports_and_external_addresses_to_the_join() -> None:
+    exposed = replace(WEB, external=(ip_address("172.30.0.200"),), sources=(ip_network("172.30.0.0/24"),))
+    (made,) = services.node_tables({"n": (DESIRED.join, (exposed,))})
+    join = DESIRED.join.network_ipv4.ip
+    assert elements(made, "ports4") == {"tcp . 30080": str(join)}
+    assert elements(made, "ports6") == {"tcp . 30080": str(DESIRED.join.network_ipv6.ip)}
+    assert elements(made, "external4") == {"172.30.0.200 . tcp . 80": f"{join} . 30080"}
+    assert made.sets["limited4"].elements == {"172.30.0.200 . tcp . 80"}
+    assert made.sets["admitted4"].elements == {"172.30.0.200 . tcp . 80 . 172.30.0.0/24"}
+
+
+def test_nothing_exposed_is_an_empty_table() -> None:
+    (made,) = services.node_tables({})
+    assert all(not item.texts() for item in made.sets.values())
+
+
+def test_a_node_without_a_number_takes_nothing_in_under_an_address_it_lacks() -> None:
+    (made,) = services.network_tables(replace(DESIRED, node=replace(N1, number=None)), (WEB,), ())
+    assert not any("100.88." in rule for rule in made.chains["postrouting"].rules)

@@ -1,0 +1,123 @@
+"""What the stores say of Services, as the tables of the networks on this node and of the node itself."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from vmnet.agent import facts
+from vmnet.agent.cluster import Cluster, Stores
+from vmnet.kube.api import Object, object_key
+from vmnet.model import names, service
+from vmnet.model.addresses import IPAddress
+from vmnet.model.endpoint import Join, NodeNetwork
+from vmnet.model.service import Service
+from vmnet.plan import services as plan
+from vmnet.plan.table import Table
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SERVICES: Final = ("default/kubernetes", "kube-system/kube-dns")
+"""Services of the cluster that every network may use; the node's own kube-proxy serves them."""
+
+
+class ServiceTables:
+    """A ``TableSource``. Knows every Service and the EndpointSlices with networks' addresses."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        cluster: Cluster,
+        *,
+        on_network: Callable[[str], None],
+        on_node: Callable[[], None],
+        default_services: Collection[str] = DEFAULT_SERVICES,
+    ) -> None:
+        self._stores = stores
+        self._cluster = cluster
+        self._on_network = on_network
+        self._on_node = on_node
+        self._default_services = frozenset(default_services)
+        self._services: dict[str, Service] = {}
+        self._by_namespace: dict[str, set[str]] = {}
+        self._slices: dict[str, dict[str, Object]] = {}
+        """Service key → its mirrored slices by key."""
+        self._taken: dict[str, tuple[IPAddress, ...]] = {}
+        """Service key → cluster addresses."""
+        stores.endpoint_slices.add_handler(self._slice_changed)
+        stores.services.add_handler(self._service_changed)
+
+    def services(self, network: str) -> tuple[Service, ...]:
+        """Services of the namespaces whose primary network it is."""
+        keys = (key for namespace in self._cluster.namespaces(network) for key in self._by_namespace.get(namespace, ()))
+        return tuple(self._services[key] for key in sorted(keys))
+
+    def refused(self) -> frozenset[IPAddress]:
+        """Every cluster address but those of the default Services."""
+        return frozenset(
+            address for key, found in self._taken.items() if key not in self._default_services for address in found
+        )
+
+    def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
+        """See ``agent.networks.TableSource``."""
+        return plan.network_tables(desired, self.services(desired.network.name), self.refused())
+
+    def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
+        """See ``agent.networks.TableSource``."""
+        exposed: dict[str, tuple[Join, tuple[Service, ...]]] = {}
+        for name, desired in rendered.items():
+            found = tuple(item for item in self.services(name) if item.exposed)
+            if found:
+                exposed[name] = (desired.join, found)
+        return plan.node_tables(exposed)
+
+    def demands(self, network: str) -> bool:
+        """A Service that every node takes traffic for needs its network on every node."""
+        return any(item.exposed and not item.external_local for item in self.services(network))
+
+    # Following
+
+    def _service_changed(self, old: Object | None, new: Object | None) -> None:
+        key = object_key(facts.subject(old, new))
+        before = self._taken.pop(key, ())
+        after = service.cluster_addresses(new) if new is not None else ()
+        if after:
+            self._taken[key] = after
+        self._refresh(key)
+        if before != after:
+            # Everybody else refuses them.
+            for network in self._cluster.networks():
+                self._on_network(network)
+
+    def _slice_changed(self, old: Object | None, new: Object | None) -> None:
+        item = facts.subject(old, new)
+        if facts.labels(item).get("endpointslice.kubernetes.io/managed-by") != names.MIRROR_CONTROLLER:
+            return
+        key = f"{item['metadata']['namespace']}/{facts.labels(item).get(names.MIRRORED_SERVICE_LABEL, '')}"
+        slices = self._slices.setdefault(key, {})
+        if new is None:
+            slices.pop(object_key(item), None)
+        else:
+            slices[object_key(item)] = new
+        if not slices:
+            del self._slices[key]
+        self._refresh(key)
+
+    def _refresh(self, key: str) -> None:
+        """Read one Service again; its network is told when that makes a difference."""
+        namespace = key.partition("/")[0]
+        item = self._stores.services.get(key)
+        before = self._services.pop(key, None)
+        keys = self._by_namespace.setdefault(namespace, set())
+        keys.discard(key)
+        if item is not None and service.cluster_addresses(item):
+            try:
+                self._services[key] = service.parse(item, self._slices.get(key, {}).values())
+                keys.add(key)
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("service %s is not served: %s", key, error)
+        if not keys:
+            del self._by_namespace[namespace]
+        found = self._cluster.primary(namespace)
+        if before != self._services.get(key) and found is not None:
+            self._on_network(found.network.name)
+            self._on_node()

@@ -1,0 +1,138 @@
+"""A Service of a network, as its agents render it: where it is asked for, and who answers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vmnet.model import addresses
+from vmnet.model.addresses import IPAddress, IPNetwork
+
+Object = Mapping[str, Any]
+LOCAL: Final = "Local"
+AFFINITY_SECONDS: Final = 10800
+"""core/v1, ClientIPConfig: the default."""
+_FAMILY: Final = {"IPv4": 4, "IPv6": 6}
+_TRAFFIC: Final = frozenset({"tcp", "udp", "sctp"})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Backend:
+    """One endpoint that may be sent to."""
+
+    address: IPAddress
+    port: int
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port. ``backends``: of both families, those that are to be used now; empty when nobody answers."""
+
+    name: str
+    protocol: str
+    number: int
+    node_port: int | None = None
+    backends: tuple[Backend, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One Service. ``addresses``: its cluster addresses; ``external``: load balancer and external addresses."""
+
+    namespace: str
+    name: str
+    addresses: tuple[IPAddress, ...]
+    ports: tuple[ServicePort, ...]
+    external: tuple[IPAddress, ...] = ()
+    affinity_seconds: int | None = None
+    internal_local: bool = False
+    external_local: bool = False
+    sources: tuple[IPNetwork, ...] = ()
+    """Who may use the external addresses; everybody when empty."""
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the nodes take traffic for it."""
+        return bool(self.external) or any(port.node_port for port in self.ports)
+
+
+def cluster_addresses(item: Object) -> tuple[IPAddress, ...]:
+    """Cluster addresses of a Service object; none of a headless one."""
+    spec = item.get("spec") or {}
+    texts = spec.get("clusterIPs") or [spec.get("clusterIP") or "None"]
+    return tuple(addresses.address(text) for text in texts if text not in ("", "None"))
+
+
+def parse(item: Object, slices: Iterable[Object]) -> Service:
+    """The Service of an object and its EndpointSlices. Raises ValueError naming the bad field."""
+    metadata, spec = item["metadata"], item.get("spec") or {}
+    shown = tuple(slices)
+    every = bool(spec.get("publishNotReadyAddresses"))
+    ports = []
+    for port in spec.get("ports") or []:
+        protocol = str(port.get("protocol") or "TCP").lower()
+        if protocol not in _TRAFFIC:
+            raise ValueError(f"spec.ports[{port.get('name') or port['port']}].protocol: {protocol} is not known")
+        backends = _backends(shown, str(port.get("name") or ""), protocol, every=every)
+        ports.append(
+            ServicePort(
+                str(port.get("name") or ""), protocol, int(port["port"]), port.get("nodePort") or None, tuple(backends)
+            )
+        )
+    balancer = ((item.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    external = [str(entry["ip"]) for entry in balancer if entry.get("ip")] + list(spec.get("externalIPs") or [])
+    affinity = None
+    if spec.get("sessionAffinity") == "ClientIP":
+        config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+        affinity = int(config.get("timeoutSeconds") or AFFINITY_SECONDS)
+    try:
+        return Service(
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            addresses=cluster_addresses(item),
+            ports=tuple(ports),
+            external=tuple(dict.fromkeys(addresses.address(text) for text in external)),
+            affinity_seconds=affinity,
+            internal_local=spec.get("internalTrafficPolicy") == LOCAL,
+            external_local=spec.get("externalTrafficPolicy") == LOCAL,
+            sources=tuple(addresses.network(text.strip()) for text in spec.get("loadBalancerSourceRanges") or []),
+        )
+    except ValueError as error:
+        raise ValueError(f"spec: {error}") from error
+
+
+def _backends(slices: Iterable[Object], name: str, protocol: str, *, every: bool) -> list[Backend]:
+    """The endpoints of one port: those that are ready, of each family; where none is, those that still serve.
+
+    Kubernetes, "EndpointSlices", Conditions: a terminating endpoint that serves is better than none.
+    """
+    ready: set[Backend] = set()
+    serving: set[Backend] = set()
+    for item in slices:
+        family = _FAMILY.get(str(item.get("addressType")))
+        numbers = [
+            int(port["port"])
+            for port in item.get("ports") or []
+            if str(port.get("name") or "") == name
+            and str(port.get("protocol") or "TCP").lower() == protocol
+            and port.get("port")
+        ]
+        for endpoint in item.get("endpoints") or []:
+            conditions = endpoint.get("conditions") or {}
+            found = {
+                Backend(address, number, str(endpoint.get("nodeName") or ""))
+                for address in map(addresses.address, endpoint.get("addresses") or [])
+                for number in numbers
+                if address.version == family
+            }
+            if every or conditions.get("ready") is not False:
+                ready |= found
+            elif conditions.get("serving") and conditions.get("terminating"):
+                serving |= found
+    chosen = []
+    for version in (4, 6):
+        chosen += sorted(
+            [backend for backend in ready if backend.address.version == version]
+            or [backend for backend in serving if backend.address.version == version]
+        )
+    return chosen
