@@ -6,7 +6,8 @@ from dataclasses import replace
 from vmnet.ipam.errors import Exhausted, WrongFamily
 from vmnet.ipam.network_pools import Allocation, NetworkPools
 from vmnet.ipam.part_pool import PartPool
-from vmnet.model.addresses import IPNetwork
+from vmnet.model.addresses import IPInterface, IPNetwork
+from vmnet.model.names import MacAddress
 from vmnet.model.network import Network
 from vmnet.model.parts import Parts
 
@@ -18,6 +19,8 @@ class NodePools:
         self.network = network
         self._parts: dict[int, PartPool] = {}
         self._pools: dict[str, NetworkPools] = {}
+        self._places: dict[str, str] = {}
+        """Owner → the node whose pools have its addresses."""
         self._gone: set[str] = set()
         self.extend(network)
 
@@ -53,7 +56,7 @@ class NodePools:
         parts, found = self.parts(node), self._pools.get(node)
         if not parts or (found is not None and found.network.parts == parts):
             return found
-        made = NetworkPools(self.network.at(parts))
+        made = _Local(self.network.at(parts), node, self._places)
         for owner in found.owners() if found is not None else ():
             held = found.get(owner) if found is not None else None
             if held is not None:
@@ -99,28 +102,48 @@ class NodePools:
 
     def owners(self) -> Iterator[str]:
         """Everybody who has something."""
-        for pools in self._pools.values():
-            yield from pools.owners()
+        yield from self._places
 
     def get(self, owner: str) -> Allocation | None:
         """What ``owner`` has, on whatever node."""
-        found = (pools.get(owner) for pools in self._pools.values())
-        return next((allocation for allocation in found if allocation is not None), None)
+        node = self._places.get(owner)
+        return self._pools[node].get(owner) if node is not None else None
 
     def release(self, owner: str) -> bool:
         """Take back all that ``owner`` has; False when that is nothing."""
-        for node, pools in self._pools.items():
-            if pools.release(owner):
-                self._settle(node)
-                return True
-        return False
+        node = self._places.get(owner)
+        if node is None:
+            return False
+        self._pools[node].release(owner)
+        self._settle(node)
+        return True
 
     def _settle(self, node: str) -> bool:
         pools = self._pools.get(node)
-        if node not in self._gone or (pools is not None and any(True for _ in pools.owners())):
+        if node not in self._gone or (pools is not None and any(pools.owners())):
             return False
         self._gone.discard(node)
         self._pools.pop(node, None)
         for pool in self._parts.values():
             pool.release(node)
         return True
+
+
+class _Local(NetworkPools):
+    """The pools of one node, which notes in ``places`` who has something there."""
+
+    def __init__(self, network: Network, node: str, places: dict[str, str]) -> None:
+        super().__init__(network)
+        self._node = node
+        self._places = places
+
+    def release(self, owner: str) -> bool:
+        """See ``NetworkPools``."""
+        released = super().release(owner)
+        if released:
+            del self._places[owner]
+        return released
+
+    def _record(self, owner: str, interfaces: tuple[IPInterface, ...], mac: MacAddress | None) -> Allocation:
+        self._places[owner] = self._node
+        return super()._record(owner, interfaces, mac)
