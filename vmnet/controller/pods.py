@@ -116,7 +116,7 @@ class PodReconciler:
                     continue
                 allocation = await self._allocate(pod, attachment, pools)
                 if allocation is None:
-                    again += await self._wait_for_claim(pod)
+                    again += await self._wait_for_claim(pod) if attachment.key not in _entries(pod) else []
                 elif not _settled(pod, attachment, allocation):
                     entries[attachment.key] = entry(attachment.network, allocation)
             except (ValueError, AllocationError) as error:
@@ -259,8 +259,12 @@ class PodReconciler:
         if claim is None:
             return None
         machine = self._cluster.machine_of(pod)
-        if machine is not None:
-            problem = foreign(claim, objects.machine_uids(machine))
+        if machine is not None or objects.machine_key(claim) is not None:
+            if machine is None and objects.is_launcher(pod):
+                # Its machine will be known in a moment. The claim may still be that of a former one of the same name.
+                return None
+            # A pod that is no machine's must not help itself to what a machine has.
+            problem = foreign(claim, objects.machine_uids(machine) if machine is not None else set())
             if problem is not None:
                 raise ValueError(problem)
         failed = failure(claim)

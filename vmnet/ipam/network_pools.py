@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
-from vmnet.ipam.errors import AddressConflict, ConflictKind, OutOfRange, WrongFamily
+from vmnet.ipam.errors import AddressConflict, ConflictKind, Exhausted, OutOfRange, WrongFamily
 from vmnet.ipam.pool import Pool
 from vmnet.model import addresses, names
 from vmnet.model.addresses import IPAddress, IPInterface
@@ -80,22 +81,24 @@ class NetworkPools:
         passed_over: list[tuple[Pool, IPAddress]] = []
         taken: list[tuple[Pool, IPAddress]] = []
         try:
-            for index, pool in enumerate(self._pools.values()):
+            for pool in self._pools.values():
                 address = pool.allocate(owner)
-                # The MAC follows from the first family's address: pass over one whose MAC somebody asked for by name.
-                while index == 0 and mac is None and addresses.mac_for(address) in self._macs:
-                    passed_over.append((pool, address))
-                    address = pool.allocate(owner)
+                if mac is None:
+                    mac = addresses.mac_for(address)
+                    # It follows from the first family's address: pass over one whose MAC somebody asked for by name.
+                    while mac in self._macs:
+                        passed_over.append((pool, address))
+                        address = pool.allocate(owner)
+                        mac = addresses.mac_for(address)
                 taken.append((pool, address))
-        except BaseException:
+        except Exhausted:
             for pool, address in taken:
                 pool.release(address)
             raise
         finally:
             for pool, address in passed_over:
                 pool.release(address)
-        interfaces = tuple(pool.interface(address) for pool, address in taken)
-        return self._record(owner, interfaces, mac)
+        return self._record(owner, tuple([pool.interface(address) for pool, address in taken]), mac)
 
     def reserve(
         self,
@@ -112,7 +115,7 @@ class NetworkPools:
         """
         by_family: dict[int, IPAddress] = {}
         for item in wanted:
-            address = addresses.address(str(item).partition("/")[0])
+            address = item.ip if isinstance(item, IPv4Interface | IPv6Interface) else item
             if address.version not in self._pools:
                 raise WrongFamily(f"address {address}: network {self.network.name} has no IPv{address.version} subnet")
             if address.version in by_family:
@@ -131,7 +134,7 @@ class NetworkPools:
         for pool, address in chosen:
             pool.check(address, owner)
         self._check_mac(wanted_mac, owner)
-        interfaces = tuple(pool.interface(address) for pool, address in chosen)
+        interfaces = tuple([pool.interface(address) for pool, address in chosen])
         before = self._allocations.get(owner)
         if before == Allocation(interfaces, wanted_mac):
             return before

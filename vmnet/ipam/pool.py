@@ -96,7 +96,7 @@ class Pool:
 
     def check(self, address: IPAddress, owner: str) -> None:
         """Whether ``owner`` may have this address. Raises OutOfRange or AddressConflict."""
-        if address not in self.subnet:
+        if address.version != self.subnet.version or not self._base <= int(address) <= self._last:
             raise OutOfRange(f"address {address} is not in subnet {self.subnet}")
         if self._forbidden.end_of(int(address)) is not None:
             raise OutOfRange(f"address {address} of subnet {self.subnet} is kept for the network itself")
@@ -120,8 +120,9 @@ class Pool:
 
     def interface(self, address: IPAddress) -> IPInterface:
         """The address with the subnet's prefix length."""
-        text = f"{address}/{self.subnet.prefixlen}"
-        return IPv4Interface(text) if isinstance(address, IPv4Address) else IPv6Interface(text)
+        # From numbers: parsing text takes three times as long.
+        number, length = int(address), self.subnet.prefixlen
+        return IPv4Interface((number, length)) if self.subnet.version == 4 else IPv6Interface((number, length))
 
     def _give(self, value: int, owner: str) -> IPAddress:
         self._owners[value] = owner

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final
 
@@ -13,6 +14,8 @@ IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 
+_NORMAL_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
 TRANSIT_IPV4: Final = IPv4Network("100.88.0.0/16")
 TRANSIT_IPV6: Final = IPv6Network("fd97::/64")
 """Where the routers of a network's nodes meet; the same addresses in every network."""
@@ -20,6 +23,9 @@ TRANSIT_IPV6: Final = IPv6Network("fd97::/64")
 
 def parse_mac(text: str) -> MacAddress:
     """Normalize any common notation. Raises ValueError."""
+    if _NORMAL_MAC.fullmatch(text):
+        # Whatever this program has written: a controller that starts reads thousands.
+        return MacAddress(text)
     try:
         mac = netaddr.EUI(text, version=48)
     except (netaddr.AddrFormatError, ValueError) as error:
@@ -36,7 +42,7 @@ def mac_bytes(mac: MacAddress) -> bytes:
 def mac_for(address: IPAddress) -> MacAddress:
     """``0a:58:`` + the IPv4 octets; for IPv6 + the first 4 bytes of SHA-256 of the address text (contract)."""
     tail = address.packed if isinstance(address, IPv4Address) else hashlib.sha256(str(address).encode()).digest()[:4]
-    return MacAddress("0a:58:" + ":".join(f"{byte:02x}" for byte in tail))
+    return MacAddress("0a:58:" + tail.hex(":"))
 
 
 def link_local(mac: MacAddress) -> IPv6Address:
@@ -63,6 +69,10 @@ def address(text: str) -> IPAddress:
 
 def interface(text: str) -> IPInterface:
     """Parse ``address/prefix``. Raises ValueError."""
+    host, slash, length = text.partition("/")
+    if slash and length.isdecimal() and len(length) <= 3:
+        # What this program has written, in half the time: a controller that starts reads thousands.
+        return IPv6Interface((host, int(length))) if ":" in host else IPv4Interface((host, int(length)))
     return ipaddress.ip_interface(text)
 
 

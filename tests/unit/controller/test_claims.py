@@ -364,3 +364,33 @@ async def test_a_machine_with_both_kinds_has_a_claim_for_each(world: Any) -> Non
         await world.settled(controller)
         assert world.claim("blue", "blue.passing") is None, "that network keeps nothing"
     assert world.claim("blue", "blue.storage")["spec"]["network"] == "blue_storage"
+
+
+async def test_a_pod_that_is_no_machine_s_cannot_have_a_machine_s_claim(tenant: Any) -> None:
+    tenant.vm("blue", "victim")
+    async with tenant.controller() as controller:
+        ips = await tenant.until(lambda: tenant.claim_ips("blue", "victim.happy"))
+        tenant.pod("blue", "thief", annotations={names.PRIMARY_CLAIM_ANNOTATION: "victim.happy"})
+        await tenant.told("ErrorAllocatingPod", "belongs to VirtualMachine victim, not to this machine")
+        await tenant.settled(controller)
+    assert tenant.allocation("blue", "thief", KEY) is None
+    assert tenant.claim_ips("blue", "victim.happy") == ips
+
+
+async def test_a_successor_of_the_same_name_waits_for_a_claim_of_its_own(tenant: Any) -> None:
+    former = tenant.vm("blue", "blue")
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.claim_ips("blue", "blue.happy"))
+        # The successor's pod is seen before anything else of it is.
+        vmi = {"metadata": {"name": "blue", "namespace": "blue", "uid": "successor"}}
+        tenant.launcher(vmi, "early", claim=True)
+        await tenant.settled(controller)
+        assert tenant.allocation("blue", "early", KEY) is None
+        tenant.kube.vanish(VMS, "blue", "blue")
+        await tenant.until(lambda: tenant.claim("blue", "blue.happy") is None)
+        machine = {**former, "metadata": {"name": "blue", "namespace": "blue"}}
+        vm = tenant.kube.seed(VMS, machine)
+        made = tenant.vmi(vm)
+        tenant.kube.seed(VMIS, {**made, "metadata": {**made["metadata"], "uid": "successor"}})
+        given = await tenant.until(lambda: tenant.allocation("blue", "early", KEY))
+        assert given["ip_addresses"] == tenant.claim_ips("blue", "blue.happy")
