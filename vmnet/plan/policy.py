@@ -21,7 +21,7 @@ from typing import Final
 from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Endpoint, PodReference
 from vmnet.model.names import InterfaceName
-from vmnet.model.policy import NAMESPACE_NAME_LABEL, BlockPeer, Policy, PolicyPort, Protocol, Rule, Selector
+from vmnet.model.policy import NAMESPACE_NAME_LABEL, BlockPeer, Operator, Policy, PolicyPort, Protocol, Rule, Selector
 from vmnet.plan.table import Chain, Elements, Table
 
 NAME: Final = "vmnet-policy"
@@ -140,6 +140,7 @@ class NetworkPolicies:
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._by_namespace: dict[str, set[str]] = {}
+        self._by_label: dict[tuple[str, str], set[str]] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._policies: dict[str, dict[str, Policy]] = {}
         """By namespace, then by name."""
@@ -216,13 +217,12 @@ class NetworkPolicies:
         chains: dict[str, Chain] = {}
         verdicts: dict[str, dict[str, str]] = {}
         needs: set[_Group | _Named] = set()
-        made: dict[tuple[tuple[str, ...] | None, bool], _Profile | None] = {}
-        for address, policies in _by_address(ports).items():
-            for egress in (True, False):
-                known = policies, egress
-                if known not in made:
-                    made[known] = self._profile(policies, egress=egress)
-                profile = made[known]
+        by_address = _by_address(ports)
+        together = {policies for _, policies in ports} | set(by_address.values())
+        for egress in (True, False):
+            profiles = {policies: self._profile(policies, egress=egress) for policies in together}
+            for address, policies in by_address.items():
+                profile = profiles[policies]
                 if profile is not None:
                     chains[profile.name] = profile.chain
                     needs |= profile.needs
@@ -234,13 +234,19 @@ class NetworkPolicies:
         # In order, for the digest tells the order.
         chains = {"moved": Chain(), **dict(sorted(chains.items())), "forward": _FORWARD}
         judged = Table("inet", NAME, {**self._maps(verdicts), **self._sets(needs)}, chains, bridged=True)
-        secluded = {endpoint.port for endpoint, policies in ports if self._secluded(policies)}
+        secluded = {endpoint.port for endpoint, policies in ports if profiles[policies] is not None}
         return (judged, _multicast(secluded)) if secluded else (judged,)
 
     # Inside
 
     def _changed(self, key: str, before: Member | None, after: Member | None) -> bool:
         changed = self._selected.pop(key, None) is not None or key in self._strangers
+        for state, present in ((before, False), (after, True)):
+            for label in state.labels.items() if state is not None else ():
+                keys = self._by_label.setdefault(label, set())
+                (keys.add if present else keys.discard)(key)
+                if not keys:
+                    del self._by_label[label]
         for of, collection in self._collections.items():
             was = before if before is not None and self._belongs(of, before) else None
             now = after if after is not None and self._belongs(of, after) else None
@@ -288,10 +294,21 @@ class NetworkPolicies:
         found = self._collections.get(of)
         if found is None:
             found = self._collections[of] = _Collection(of)
-            for member in self._members.values():
+            for key in self._candidates(of):
+                member = self._members[key]
                 if self._belongs(of, member):
                     found.change(None, member)
         return found
+
+    def _candidates(self, of: _Group | _Named) -> Iterable[str]:
+        """Pods that may belong: not all of the network's are worth a look."""
+        if isinstance(of, _Named):
+            return self._members
+        for requirement in of.pods.requirements:
+            if requirement.operator is Operator.IN:
+                listed = (self._by_label.get((requirement.key, value), ()) for value in requirement.values)
+                return {key for keys in listed for key in keys}
+        return self._by_namespace.get(of.namespaces, ()) if isinstance(of.namespaces, str) else self._members
 
     def _selecting(self, endpoint: Endpoint) -> tuple[str, ...] | None:
         """Policies that select a pod; None when the pod is not known."""
@@ -327,9 +344,6 @@ class NetworkPolicies:
         if not sides or _OPEN in rules:
             return None
         return _profile(rules, frozenset(need for side in sides for need in side.needs), egress=egress)
-
-    def _secluded(self, policies: tuple[str, ...] | None) -> bool:
-        return self._profile(policies, egress=False) is not None
 
     def _maps(self, verdicts: Mapping[str, Mapping[str, str]]) -> dict[str, Elements]:
         """Where each isolated address' chains are, and that it may speak to itself, by way of a service."""

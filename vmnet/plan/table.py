@@ -24,12 +24,13 @@ class Chain:
     hook: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Elements:
     """A set, or a map when ``is_map``. ``header``: type, flags, size as nft writes them, each ended by ``;``.
 
     An element is written as nft reads it; a map's maps its key, as written, to the text after the colon. None: the
-    packet path fills it, and it is left alone for as long as its header stays.
+    packet path fills it, and it is left alone for as long as its header stays. Whoever keeps a set that has not changed
+    for the next table spares both looking through it.
     """
 
     header: str
@@ -39,6 +40,12 @@ class Elements:
     def is_map(self) -> bool:
         """Whether elements have values."""
         return isinstance(self.elements, Mapping)
+
+    @cached_property
+    def digest(self) -> str:
+        """Over everything in it, whatever its order."""
+        text = "\n".join((self.header, _kind(self), *sorted(self.texts())))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def texts(self) -> frozenset[str]:
         """Every element as nft reads it."""
@@ -68,7 +75,10 @@ class Table:
     @cached_property
     def digest(self) -> str:
         """12 hex digits over everything in it."""
-        return hashlib.sha256("\n".join(self._body(in_order=True)).encode()).hexdigest()[:12]
+        lines = [f"{name} {item.digest}" for name, item in self.sets.items()]
+        for name, chain in self.chains.items():
+            lines += [f"{name} {chain.hook}", *(f"  {rule}" for rule in chain.rules)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     @property
     def _mark(self) -> str:
@@ -94,11 +104,14 @@ class Table:
             if name not in before.sets:
                 lines.append(f"add {_kind(elements)} {self.identity} {name} {{ {elements.header} }}")
         nothing = Elements("")
-        for name, elements in self.sets.items():
-            old, new = before.sets.get(name, nothing).texts(), elements.texts()
+        changed = {
+            name: (before.sets.get(name, nothing).texts(), elements.texts())
+            for name, elements in self.sets.items()
+            if name not in before.sets or before.sets[name].digest != elements.digest
+        }
+        for name, (old, new) in changed.items():
             lines += _elements("delete", self.identity, name, old - new)
-        for name, elements in self.sets.items():
-            old, new = before.sets.get(name, nothing).texts(), elements.texts()
+        for name, (old, new) in changed.items():
             lines += _elements("add", self.identity, name, new - old)
         for name, chain in self.chains.items():
             known = before.chains.get(name)
@@ -122,14 +135,14 @@ class Table:
             self.chains[name].hook != before.chains[name].hook for name in chains
         )
 
-    def _body(self, *, in_order: bool = False) -> Iterable[str]:
+    def _body(self) -> Iterable[str]:
         for name, chain in self.chains.items():
             # Declared first: elements of verdict maps name them.
             yield f"  chain {name} {{ {chain.hook} }}" if chain.hook else f"  chain {name} {{ }}"
         for name, item in self.sets.items():
             yield f"  {_kind(item)} {name} {{"
             yield f"    {item.header}"
-            texts = sorted(item.texts()) if in_order else item.texts()
+            texts = item.texts()
             if texts:
                 yield f"    elements = {{ {', '.join(texts)} }}"
             yield "  }"
