@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from vmnet.model import names
 from vmnet.model.addresses import IPNetwork, mac_for
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
 from vmnet.model.names import NamespaceName, NetworkId
-from vmnet.model.network import Network, Topology
+from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import firewall, ops
 from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
@@ -64,6 +65,31 @@ async def routed(kernel: LinuxKernel, number: int) -> NodeNetwork:
     return replace(wanted, network=network.at(parts(1)), remotes=(), peers=(), routers=others)
 
 
+async def switched(kernel: LinuxKernel, number: int) -> NodeNetwork:
+    """A secondary network."""
+    wanted = await desired(kernel, number)
+    return replace(wanted, network=replace(wanted.network, role=Role.SECONDARY), routers=())
+
+
+async def local(kernel: LinuxKernel, number: int) -> NodeNetwork:
+    """A Localnet network in the node's own bridge."""
+    wanted = await switched(kernel, number)
+    network = replace(wanted.network, topology=Topology.LOCALNET, physical="lan")
+    bridge = names.InterfaceName("lan0")
+    if bridge not in (await kernel.observe_node()).bridges:
+        _make_bridge(bridge)
+    return replace(wanted, network=network, remotes=(), peers=(), bridge=bridge, bridge_mtu=1500)
+
+
+def _make_bridge(name: str) -> None:
+    subprocess.run(["ip", "link", "add", name, "up", "type", "bridge"], check=True)
+
+
+def _members(bridge: str) -> set[str]:
+    listed = subprocess.run(["ip", "-j", "link", "show", "master", bridge], check=True, capture_output=True, text=True)
+    return {item["ifname"] for item in json.loads(listed.stdout or "[]") if item.get("operstate") != "DOWN"}
+
+
 async def observed(kernel: LinuxKernel, namespace: NamespaceName) -> NetworkState:
     state = await kernel.observe_network(namespace)
     assert state is not None
@@ -76,10 +102,13 @@ async def completed(kernel: LinuxKernel, wanted: NodeNetwork) -> None:
     await kernel.apply(planner.plan(wanted, await kernel.observe_network(namespace)))
     assert planner.plan(wanted, await observed(kernel, namespace)) == ()
     node = await kernel.observe_node()
-    assert node.joins[names.join_interface(wanted.network.id)].ipv4 == wanted.join.node_ipv4
-    assert node.joins[names.join_interface(wanted.network.id)].ipv6 == wanted.join.node_ipv6
+    if wanted.network.joined:
+        assert node.joins[names.join_interface(wanted.network.id)].ipv4 == wanted.join.node_ipv4
+        assert node.joins[names.join_interface(wanted.network.id)].ipv6 == wanted.join.node_ipv6
+    if wanted.bridge is not None:
+        assert _members(wanted.bridge) == {names.localnet_interface(wanted.network.id)}
     worker = Worker()
-    for key, value in planner.SYSCTLS:
+    for key, value in planner.SYSCTLS if wanted.network.routed else planner.SWITCHED_SYSCTLS:
         path = Path("/proc/sys") / key
         if path.exists():
             assert (await worker.run(f"/run/netns/{namespace}", path.read_text)).strip() == value, key
@@ -92,6 +121,14 @@ async def death_while_a_network_is_made(kernel: LinuxKernel) -> None:
 
 async def death_while_a_layer3_network_is_made(kernel: LinuxKernel) -> None:
     await _deaths(kernel, routed)
+
+
+async def death_while_a_secondary_network_is_made(kernel: LinuxKernel) -> None:
+    await _deaths(kernel, switched)
+
+
+async def death_while_a_localnet_network_is_made(kernel: LinuxKernel) -> None:
+    await _deaths(kernel, local)
 
 
 async def _deaths(kernel: LinuxKernel, make: Callable[[LinuxKernel, int], Awaitable[NodeNetwork]]) -> None:
@@ -203,6 +240,8 @@ CASES: dict[str, Callable[[LinuxKernel], Awaitable[None]]] = {
     for case in (
         death_while_a_network_is_made,
         death_while_a_layer3_network_is_made,
+        death_while_a_secondary_network_is_made,
+        death_while_a_localnet_network_is_made,
         death_while_a_port_is_made,
         a_port_goes_while_its_state_changes,
         a_network_comes_back_at_once,

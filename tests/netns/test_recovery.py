@@ -17,6 +17,8 @@ PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; exec 
     [
         "death_while_a_network_is_made",
         "death_while_a_layer3_network_is_made",
+        "death_while_a_secondary_network_is_made",
+        "death_while_a_localnet_network_is_made",
         "death_while_a_port_is_made",
         "a_port_goes_while_its_state_changes",
         "a_network_comes_back_at_once",

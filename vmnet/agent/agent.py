@@ -19,6 +19,7 @@ from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Responders
 from vmnet.agent.service_tables import DEFAULT_SERVICES, ServiceTables
 from vmnet.agent.services import AddressService, NameService
+from vmnet.cni.call import DELETED_DIRECTORY
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kube.api import Kube, KubeError
 from vmnet.model.addresses import IPAddress
@@ -44,6 +45,7 @@ class Settings:
     """Services of the cluster that every network may use, as ``namespace/name``."""
     dns_upstreams: tuple[IPAddress, ...] = ()
     cni_socket: Path = Path("/run/vmnet/cni.sock")
+    cni_deleted: Path = Path(DELETED_DIRECTORY)
     multus: Mode = Mode.AUTO
     cni_configurations: Path = CONFIGURATIONS
     localnets: tuple[tuple[str, str], ...] = ()
@@ -169,6 +171,7 @@ class Agent:
                 if gate.standby and gate.open:
                     self._cut_overs.catch_up(found.network, endpoint)
                 self._machine_queue.add(f"{endpoint.machine.namespace}/{endpoint.machine.name}")
+        await self._attachments.catch_up(self._settings.cni_deleted)
         self._adopted.set()
         log.info("node %s: %d networks taken over", self._settings.node_name, len(self._networks.rendered()))
 

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from vmnet.agent import facts
@@ -236,6 +237,17 @@ class Attachments:
         except (KernelError, NotReady) as error:
             log.warning("DEL of container %s: %s", request.container_id, error)
         return call.success()
+
+    async def catch_up(self, directory: Path) -> None:
+        """Carry out what containers asked for while no agent ran: each DEL that the shim has left in a file."""
+        for path in await asyncio.to_thread(lambda: sorted(directory.glob("[!.]*"))):
+            try:
+                request = call.decode_call(await asyncio.to_thread(path.read_bytes)).request()
+                if request.command is Command.DEL:
+                    await self._delete(request)
+            except (CniError, OSError) as error:
+                log.warning("%s is no DEL that can be carried out: %s", path, error)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def _collect(self, request: Request) -> Answer:
         """A meta-plugin knows the interfaces that it asked for; of the chain's list only the containers count."""

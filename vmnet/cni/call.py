@@ -20,7 +20,7 @@ from vmnet.cni.request import Request
 MAX_FRAME: Final = 1 << 20
 """Bytes of a body; the largest legitimate one is a GC with some thousand attachments."""
 DELETED_DIRECTORY: Final = "/run/vmnet/cni-deleted"
-"""Where a DEL that found no agent leaves its call: the body, in a file named for the container."""
+"""Where a DEL that found no agent leaves its call: the body, in a file named for container and interface."""
 
 _LENGTH: Final = struct.Struct("!I")
 

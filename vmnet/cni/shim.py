@@ -135,13 +135,16 @@ def version_of(config: bytes) -> str:
 
 
 def leave_marker(environment: dict[str, str], body: bytes) -> None:
-    """Tell the agent's next start which container went away meanwhile; the file appears complete or not at all."""
+    """Tell the agent's next start which interface went away meanwhile; the file appears complete or not at all."""
     import posix
 
     directory = environment.get("VMNET_CNI_DELETED", DELETED_DIRECTORY)
     name = environment.get("CNI_CONTAINERID", "")
     if not name or not name[0].isalnum() or not name.replace(".", "").replace("_", "").replace("-", "").isalnum():
         return
+    interface = environment.get("CNI_IFNAME", "")
+    if interface and "/" not in interface:
+        name += f"@{interface}"
     try:
         make_directory(directory)
         temporary = f"{directory}/.{name}.{posix.getpid()}"

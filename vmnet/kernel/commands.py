@@ -147,21 +147,28 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                 ),
             )
         case ops.CreateLocalnet(namespace, node_end, network_end, bridge, mtu, vlan):
+            # It gets its name last: whoever sees that name may take the rest for done.
+            temporary = f"{network_end}-new"
             steps: list[Step | Call] = [
                 _ip(None, f"link del dev {node_end}", tolerant=True),
                 _ip(
                     None,
                     f"link add name {node_end} mtu {mtu} type veth"
-                    f" peer name {network_end} mtu {mtu} netns {_path(namespace)}",
+                    f" peer name {temporary} mtu {mtu} netns {_path(namespace)}",
                     f"link set dev {node_end} addrgenmode none",
                     f"link set dev {node_end} master {bridge}",
                 ),
-                _ip(namespace, f"link set dev {network_end} addrgenmode none"),
             ]
             if vlan is not None:
                 steps.append(_bridge(None, f"vlan del dev {node_end} vid 1", tolerant=True))
                 steps.append(_bridge(None, f"vlan add dev {node_end} vid {vlan} pvid untagged"))
-            return (*steps, _ip(None, f"link set dev {node_end} up"))
+            steps.append(_ip(None, f"link set dev {node_end} up"))
+            named = _ip(
+                namespace,
+                f"link set dev {temporary} addrgenmode none",
+                f"link set dev {temporary} name {network_end}",
+            )
+            return (*steps, named)
         case ops.CreatePort(namespace, port, _, pod_netns, interface, mac, mtu, alias):
             return (
                 _ip(

@@ -15,6 +15,7 @@ from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.multus import Mode, Multus
 from vmnet.agent.networks import Networks
 from vmnet.agent.policy_tables import PolicyTables
+from vmnet.cni.call import Call, encode_call
 from vmnet.cni.errors import CniError, Code
 from vmnet.cni.request import Attachment, Command, Request
 from vmnet.kernel.fake import FakeKernel
@@ -316,3 +317,19 @@ async def test_an_agent_that_starts_while_a_nad_is_missing_leaves_its_pods_conne
     fresh.stores[PODS].drop("red/a")
     await Networks(node.kernel, fresh.cluster, "n1", (), lambda endpoint: None).adopt()
     assert node.ports() == set(), "nobody misses it"
+
+
+async def test_what_was_deleted_while_no_agent_ran_is_caught_up_with(node: Node, tmp_path: Path) -> None:
+    node.pod(asks="storage,bare", red__tenant="10.20.0.3/16", red__storage="10.30.0.1/24", red__bare="")
+    await node.add()
+    left = tmp_path / "cni-deleted"
+    await node.handler.catch_up(left)
+    left.mkdir()
+    config = STORAGE.to_nad_config("red/storage")
+    environment = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "net1"}
+    (left / "c1@net1").write_bytes(encode_call(Call(environment, config.encode())))
+    (left / "c2@eth0").write_bytes(b"{")
+    (left / ".c3@eth0.77").write_bytes(b"not complete")
+    await node.handler.catch_up(left)
+    assert node.ports() == {(1, "c1", "ovn-udn1"), (3, "c1", "net2")}
+    assert [path.name for path in left.iterdir()] == [".c3@eth0.77"], "what is carried out, or never can be, is gone"

@@ -103,8 +103,8 @@ async def test_del_never_waits_and_leaves_a_marker(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10
     assert (status, output, errors) == (0, b"", "")
     directory = tmp_path / "vmnet" / "cni-deleted"
-    assert [path.name for path in directory.iterdir()] == ["c0ffee"]
-    left = call.decode_call((directory / "c0ffee").read_bytes()).request()
+    assert [path.name for path in directory.iterdir()] == ["c0ffee@eth0"]
+    left = call.decode_call((directory / "c0ffee@eth0").read_bytes()).request()
     assert left.command is request.Command.DEL
     assert left.container_id == "c0ffee"
 
@@ -113,7 +113,7 @@ async def test_del_succeeds_when_the_agent_dies_meanwhile(tmp_path: Path) -> Non
     async with await serve(tmp_path / "cni.sock", lambda _: None):
         status, _, _ = await run(tmp_path, "DEL")
     assert status == 0
-    assert (tmp_path / "vmnet" / "cni-deleted" / "c0ffee").exists()
+    assert (tmp_path / "vmnet" / "cni-deleted" / "c0ffee@eth0").exists()
 
 
 async def test_a_marker_cannot_be_written_elsewhere(tmp_path: Path) -> None:

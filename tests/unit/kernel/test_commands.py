@@ -104,12 +104,14 @@ def test_a_localnet_port_is_untagged_in_its_vlan_before_it_comes_up() -> None:
     op = ops.CreateLocalnet(NAMESPACE, InterfaceName("vml7"), InterfaceName("vx0"), InterfaceName("phys0"), 1500, 100)
     found = lines(op)
     assert found[0] == "link del dev vml7"
-    assert found[1].endswith("peer name vx0 mtu 1500 netns /run/netns/vmnet-7")
+    assert found[1].endswith("peer name vx0-new mtu 1500 netns /run/netns/vmnet-7")
     assert "link set dev vml7 master phys0" in found
-    assert found[-3:] == [
+    assert found[4:] == [
         "vlan del dev vml7 vid 1",
         "vlan add dev vml7 vid 100 pvid untagged",
         "link set dev vml7 up",
-    ]
+        "link set dev vx0-new addrgenmode none",
+        "link set dev vx0-new name vx0",
+    ], "the name comes last"
     plain = ops.CreateLocalnet(NAMESPACE, InterfaceName("vml7"), InterfaceName("vx0"), InterfaceName("phys0"), 1500)
     assert not any(line.startswith("vlan") for line in lines(plain))
