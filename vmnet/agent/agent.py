@@ -12,6 +12,7 @@ from vmnet.agent.attachments import Attachments
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
 from vmnet.agent.cut_over import CutOvers
+from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.networks import Networks, NotReady, TableSource
@@ -48,6 +49,8 @@ class Settings:
     cni_deleted: Path = Path(DELETED_DIRECTORY)
     multus: Mode = Mode.AUTO
     cni_configurations: Path = CONFIGURATIONS
+    kubelet_cgroup: str | None = None
+    """Path of the kubelet's control group; None to look for it, empty to do without."""
     localnets: tuple[tuple[str, str], ...] = ()
     """Physical network of Localnet topologies, and the bridge of this node that carries it."""
 
@@ -67,6 +70,15 @@ class Agent:
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
         )
         self._policies = PolicyTables(kube, stores, self._cluster, settings.node_name, self._network_queue.add)
+        self._defaults = DefaultInterfaces(
+            kernel,
+            kube,
+            stores,
+            self._cluster,
+            settings.node_name,
+            lambda: self._node_queue.add("node"),
+            settings.kubelet_cgroup,
+        )
         sources: tuple[TableSource, ...] = (
             ServiceTables(
                 stores,
@@ -76,6 +88,7 @@ class Agent:
                 default_services=settings.default_services,
             ),
             self._policies,
+            self._defaults,
         )
         self._guests = GuestServices(kernel, settings.cluster_domain)
         self._responders = Responders(kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain)
@@ -89,11 +102,12 @@ class Agent:
             sources=sources,
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
             localnets=dict(settings.localnets),
+            on_observed=self._defaults.observed,
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
         multus = Multus(settings.multus, settings.cni_configurations)
         self._attachments = Attachments(
-            kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus
+            kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus, self._defaults
         )
         self._server = CniServer(settings.cni_socket, self._attachments.handle)
         self._settings = settings
@@ -143,6 +157,8 @@ class Agent:
                     "node",
                 )
                 tasks.service(self._policies.tell(), "events on policies")
+                tasks.service(self._defaults.tell(), "events on opened ports")
+                tasks.service(self._defaults.follow_kubelet(), "the kubelet's control group")
                 await asyncio.Event().wait()
         finally:
             await self._server.close()
@@ -157,6 +173,7 @@ class Agent:
         while self._cluster.node(self._settings.node_name) is None:
             log.info("waiting for node %s to have an InternalIP", self._settings.node_name)
             await asyncio.sleep(0.5)
+        await self._defaults.adopt()
         await self._networks.prepare_node()
         for endpoint in await self._networks.adopt():
             found = self._cluster.attachment_of(endpoint.network)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from vmnet.agent import facts
 from vmnet.agent.cluster import Cluster
 from vmnet.agent.cut_over import CutOvers
+from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.facts import Attachment
 from vmnet.agent.multus import Multus
 from vmnet.agent.networks import Networks, NotReady
@@ -68,6 +69,7 @@ class Attachments:
         policies: PolicyTables,
         synced: asyncio.Event,
         multus: Multus,
+        defaults: DefaultInterfaces,
     ) -> None:
         self._kube = kube
         self._cluster = cluster
@@ -76,6 +78,7 @@ class Attachments:
         self._policies = policies
         self._synced = synced
         self._multus = multus
+        self._defaults = defaults
 
     async def handle(self, request: Request) -> Answer:
         """One request. Raises CniError."""
@@ -188,6 +191,8 @@ class Attachments:
         state = PortState.ACTIVE if live else PortState.STANDBY
         default = _default_addresses(request.previous_result or {}) if place.primary else ()
         try:
+            if place.primary:
+                await self._defaults.lock(endpoint.pod, request.container_id, request.netns)
             inside = PodInterface(request.netns, request.container_id, default)
             mtu = await self._networks.attach(network, endpoint, state, inside)
             await self._cut_overs.stage(network, mtu, endpoint, state)
@@ -233,7 +238,11 @@ class Attachments:
         """
         try:
             only = request.ifname if request.attachment is not None else None
-            await self._networks.detach(request.container_id, only)
+            gone = await self._networks.detach(request.container_id, only)
+            if only is None:
+                uids = tuple(item.pod.uid for item in gone if item.interface == names.PRIMARY_INTERFACE)
+                if self._defaults.unlock(request.container_id, uids):
+                    await self._networks.bring_node_tables()
         except (KernelError, NotReady) as error:
             log.warning("DEL of container %s: %s", request.container_id, error)
         return call.success()

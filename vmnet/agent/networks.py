@@ -83,6 +83,7 @@ class Networks:
         sources: tuple[TableSource, ...] = (),
         on_attached: Callable[[str], None] = lambda network: None,
         localnets: Mapping[str, str] | None = None,
+        on_observed: Callable[[NodeState], None] = lambda state: None,
     ) -> None:
         """``localnets``: physical network → the bridge of this node that carries it."""
         self.node_name = node_name
@@ -99,6 +100,7 @@ class Networks:
         self._mtus: dict[NetworkId, int] = {}
         self._sources = sources
         self._on_attached = on_attached
+        self._on_observed = on_observed
         self._desires: dict[str, NodeNetwork] = {}
         self._held: dict[NamespaceName | None, dict[str, Table]] = {}
         """Tables that the kernel holds because this process loaded them, or found their digest."""
@@ -128,6 +130,7 @@ class Networks:
         own = self._cluster.node(self.node_name)
         present = {NetworkId(int(namespace.removeprefix("vmnet-"))) for namespace in state.namespaces}
         vteps = {node.address for node in self._cluster.nodes() if own is None or node.address != own.address}
+        self._on_observed(state)
         tables = self._node_tables()
         networks, held = present | self._joins.keys(), self._held.get(None, {})
         await self._load(None, tables, node_plan.plan(state, vteps=vteps, networks=networks, tables=tables, held=held))
@@ -136,12 +139,23 @@ class Networks:
         primary = {name: found for name, found in self._desires.items() if found.network.role is Role.PRIMARY}
         return tuple(table for source in self._sources for table in source.node_tables(primary))
 
-    async def _bring_node_tables(self) -> None:
-        """What a new port, or a new network, means for the node; without a look at the kernel when that is nothing."""
-        held = self._held.get(None, {})
-        wanted = {table.identity: table.digest for table in self._node_tables()}
-        if wanted != {identity: table.digest for identity, table in held.items()}:
-            await self.prepare_node()
+    async def bring_node_tables(self) -> None:
+        """What a new port, its end, or a new network means for the node's tables; no look at the kernel where this
+        process loaded them. Raises KernelError, NotReady."""
+        async with self._numbering:
+            held, tables = self._held.get(None), self._node_tables()
+            if held is not None:
+                digests = {identity: table.digest for identity, table in held.items()}
+                found = tuple(network_plan.load_tables(None, digests, tables, held))
+                if not found:
+                    return
+                try:
+                    await self._load(None, tables, found)
+                except KernelError as error:
+                    log.info("the node's tables are not as they were left, they are looked at again: %s", error)
+                else:
+                    return
+            await self._prepare(await self._kernel.observe_node())
 
     async def _load(self, namespace: NamespaceName | None, tables: Iterable[Table], found: Iterable[ops.Op]) -> None:
         """Apply a plan that brings tables in step, and remember what the kernel holds then."""
@@ -216,7 +230,7 @@ class Networks:
             else:
                 await self._render(desired, None if created else observed)
                 await self._follow(desired)
-            await self._bring_node_tables()
+            await self.bring_node_tables()
             for port in gone:
                 self._forget(port)
 
@@ -237,7 +251,7 @@ class Networks:
             else:
                 desired = await self._desired(network, observed, joining=port)
                 await self._render(desired, observed)
-            await self._bring_node_tables()
+            await self.bring_node_tables()
             self._ports[endpoint.port] = endpoint
             try:
                 await self._kernel.apply(network_plan.attach(desired, port, pod, observed))
@@ -260,7 +274,7 @@ class Networks:
         if known is None or held is None or not new or self._rendered.get(network.name) != network:
             return False
         desired = replace(known, ports=(*known.ports, port))
-        await self._bring_node_tables()
+        await self.bring_node_tables()
         self._ports[endpoint.port] = endpoint
         tables, digests = self._tables(desired), {identity: table.digest for identity, table in held.items()}
         found = (
@@ -286,14 +300,21 @@ class Networks:
         self._on_attached(network.name)
         return True
 
-    async def detach(self, container: str, interface: str | None = None) -> None:
-        """Remove what a container had (None: every interface of it), by the marks on the links. Raises KernelError."""
+    async def detach(self, container: str, interface: str | None = None) -> tuple[Endpoint, ...]:
+        """Remove what a container had (None: every interface of it), by the marks on the links. Raises KernelError.
+
+        Returns the endpoints that these were, as far as they are known.
+        """
+        found = []
         for namespace in sorted((await self._kernel.observe_node()).namespaces):
             observed = await self._kernel.observe_network(namespace)
             for link in observed.ports() if observed is not None else ():
                 owner, name = network_plan.owner_of(link)
                 if owner == container and interface in (None, name):
+                    if link.name in self._ports:
+                        found.append(self._ports[link.name])
                     await self._detach(namespace, link.name)
+        return tuple(found)
 
     async def keep_only(self, valid: Callable[[str, str], bool], network: str | None = None) -> int:
         """Free the ports, of one network or of all, whose container and interface are not valid; returns how many.

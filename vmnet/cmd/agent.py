@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PHYSICAL=BRIDGE",
         help="bridge of this node that carries a physical network of Localnet topology; may be repeated",
     )
+    parser.add_argument(
+        "--kubelet-cgroup",
+        metavar="PATH",
+        help="control group (version 2) of the kubelet, as /proc/<pid>/cgroup shows it: only it reaches eth0 of pods"
+        " that have a network of their own (default: look for it; empty: let every process of root)",
+    )
     parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
 
 
@@ -111,6 +117,7 @@ async def run(arguments: argparse.Namespace) -> int:
         dns_upstreams=tuple(arguments.dns_upstream),
         cni_socket=arguments.cni_socket,
         multus=Mode(arguments.multus),
+        kubelet_cgroup=arguments.kubelet_cgroup,
         cni_configurations=arguments.cni_configurations,
         localnets=tuple(arguments.localnet),
     )

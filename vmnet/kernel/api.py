@@ -8,7 +8,7 @@ from typing import Protocol
 from vmnet.model.addresses import IPAddress
 from vmnet.model.names import InterfaceName, NamespaceName
 from vmnet.plan.ops import Op
-from vmnet.plan.state import NetworkState, NodeState, PodState
+from vmnet.plan.state import Cgroup, DefaultInterface, NetworkState, NodeState, PodState
 
 
 class KernelError(Exception):
@@ -41,6 +41,18 @@ class Kernel(Protocol):
 
     async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
         """One interface inside a pod; ``netns`` is the path CNI gave. None when namespace or interface is not there."""
+        ...
+
+    async def default_interface(self, netns: str) -> DefaultInterface | None:
+        """A pod's eth0; ``netns`` is the path CNI gave. None when namespace or interface is not there."""
+        ...
+
+    async def find_default_interface(self, address: IPAddress) -> DefaultInterface | None:
+        """The eth0 that has an address, in any of the named network namespaces that are not networks'."""
+        ...
+
+    async def kubelet(self, path: str | None) -> Cgroup | None:
+        """The control group of this node's kubelet: looked for, or ``path``. None when packets cannot be told by it."""
         ...
 
     async def apply(self, ops: Sequence[Op]) -> None:

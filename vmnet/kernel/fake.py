@@ -13,8 +13,17 @@ from vmnet.model.addresses import IPAddress, IPInterface
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
-from vmnet.plan.state import FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
-from vmnet.plan.table import TABLE_PREFIX
+from vmnet.plan.state import (
+    Cgroup,
+    DefaultInterface,
+    FdbEntry,
+    JoinState,
+    LinkState,
+    NetworkState,
+    NodeState,
+    PodState,
+)
+from vmnet.plan.table import TABLE_PREFIX, device_of
 
 _ELEMENT: Final = re.compile(r"^(add|delete) element (?:netdev|inet) vmnet (\w+) \{ (.+) \}$")
 _ADD_CHAIN: Final = re.compile(r"^add chain netdev vmnet (\w+) ")
@@ -23,6 +32,7 @@ _TABLE_CHAIN: Final = re.compile(r"^\s+chain (\w+) \{$")
 _OWN_TABLE: Final = re.compile(r"^table (\w+ vmnet-[\w-]+) \{$")
 _REMOVE_TABLE: Final = re.compile(r"^delete table (\w+ vmnet-[\w-]+)$")
 _DIGEST: Final = re.compile(r"chain (?:(\w+ vmnet-[\w-]+) )?state_([0-9a-f]{12})")
+_DEVICE: Final = re.compile(r"^\s+chain (device_[0-9a-f]+) \{")
 _TABLE_SET: Final = re.compile(r"^\s+set (\w+) \{")
 
 
@@ -35,6 +45,9 @@ class FakeKernel(Kernel):
         self.pods: dict[str, dict[InterfaceName, PodState]] = {}
         self.applied: list[Op] = []
         self.established: frozenset[IPAddress] = frozenset()
+        self.defaults: dict[str, DefaultInterface] = {}
+        """Pods' eth0, by namespace path."""
+        self.kubelet_group: Cgroup | None = None
         self.peers: list[tuple[NamespaceName, socket.socket]] = []
 
     def make_pod(self, netns: str) -> None:
@@ -52,6 +65,18 @@ class FakeKernel(Kernel):
     async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
         """One pod interface."""
         return self.pods.get(netns, {}).get(interface)
+
+    async def default_interface(self, netns: str) -> DefaultInterface | None:
+        """What the test put there."""
+        return self.defaults.get(netns)
+
+    async def find_default_interface(self, address: IPAddress) -> DefaultInterface | None:
+        """Among what the test put there."""
+        return next((found for found in self.defaults.values() if address in found.addresses), None)
+
+    async def kubelet(self, path: str | None) -> Cgroup | None:
+        """What the test put there, by whatever path."""
+        return self.kubelet_group
 
     async def apply(self, ops: Sequence[Op]) -> None:
         """In order."""
@@ -254,7 +279,9 @@ class FakeKernel(Kernel):
         """The node's own table; a script that makes it begins with its removal."""
         table = NetworkState(NamespaceName(""), tables=self.node.tables)
         if f" {TABLE_PREFIX}" in script:
-            self.node = replace(self.node, tables=_loaded(table, script).tables)
+            loaded = _loaded(table, script)
+            found = {identity: device for identity, device in self.node.devices.items() if identity in loaded.tables}
+            self.node = replace(self.node, tables=loaded.tables, devices={**found, **_devices(script)})
             return
         if not self.node.prepared and f"delete table {firewall.NODE_TABLE}" not in script:
             raise KernelError("the node has no table")
@@ -267,6 +294,18 @@ class FakeKernel(Kernel):
 
     def _load(self, state: NetworkState, script: str) -> None:
         self.networks[state.namespace] = _loaded(state, script)
+
+
+def _devices(script: str) -> dict[str, InterfaceName]:
+    """Devices that the tables of a script hang on."""
+    found: dict[str, InterfaceName] = {}
+    inside = ""
+    for line in script.splitlines():
+        if match := _OWN_TABLE.match(line):
+            inside = match.group(1)
+        elif (match := _DEVICE.match(line)) and (device := device_of(match.group(1))) is not None:
+            found[inside] = device
+    return found
 
 
 def _loaded(state: NetworkState, script: str) -> NetworkState:

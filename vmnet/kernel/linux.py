@@ -12,16 +12,36 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.kernel import commands, connections, namespaces, packets
+from vmnet.kernel import cgroups, commands, connections, namespaces, packets
 from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
-from vmnet.model.names import BRIDGE, JOIN_PREFIX, UPLINK, VXLAN_L2, VXLAN_L3, InterfaceName, MacAddress, NamespaceName
+from vmnet.model.names import (
+    BRIDGE,
+    DEFAULT_INTERFACE,
+    JOIN_PREFIX,
+    UPLINK,
+    VXLAN_L2,
+    VXLAN_L3,
+    InterfaceName,
+    MacAddress,
+    NamespaceName,
+)
 from vmnet.plan import firewall
 from vmnet.plan.ops import Op
-from vmnet.plan.state import BridgeState, FdbEntry, JoinState, LinkState, NetworkState, NodeState, PodState
-from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX
+from vmnet.plan.state import (
+    BridgeState,
+    Cgroup,
+    DefaultInterface,
+    FdbEntry,
+    JoinState,
+    LinkState,
+    NetworkState,
+    NodeState,
+    PodState,
+)
+from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX, device_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +82,17 @@ class LinuxKernel(Kernel):
             NamespaceName(path.name) for path in namespaces.DIRECTORY.glob("vmnet-*") if path.name[6:].isdecimal()
         )
         held = {name: frozenset(element[0] for element in elements) for name, elements in sets.items()}
-        return NodeState(present, joins, mtu, prepared, held, _digests(tables), _bridges(links))
+        return NodeState(
+            namespaces=present,
+            joins=joins,
+            mtu=mtu,
+            prepared=prepared,
+            sets=held,
+            tables=_digests(tables),
+            bridges=_bridges(links),
+            links=frozenset(InterfaceName(link["ifname"]) for link in links),
+            devices=_devices(tables),
+        )
 
     async def _node_table(self) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
         code, output, errors = await _run(["nft", "-j", "list", "table", *firewall.NODE_TABLE.split()], "")
@@ -131,6 +161,49 @@ class LinuxKernel(Kernel):
             return None
         link = found[0]
         return PodState(interface, parse_mac(link["address"]), int(link["mtu"]), frozenset(_interfaces(link)))
+
+    async def default_interface(self, netns: str) -> DefaultInterface | None:
+        """See the Protocol."""
+        if not await asyncio.to_thread(Path(netns).exists):
+            return None
+        found = await self._json_at(netns, ["ip", "-j", "-d", "addr", "show", "dev", DEFAULT_INTERFACE], missing=[])
+        if not found:
+            return None
+        link = found[0]
+        device = await self._other_end(link)
+        addresses = frozenset(item.ip for item in _interfaces(link) if not item.ip.is_link_local)
+        return DefaultInterface(device, parse_mac(link["address"]), addresses)
+
+    async def _other_end(self, link: dict[str, Any]) -> InterfaceName | None:
+        """The node's end of a pod's veth: that names its other end, in whatever namespace it is, by number."""
+        if link.get("linkinfo", {}).get("info_kind") != "veth" or "link_index" not in link:
+            return None  # a macvlan's number is the uplink's
+        try:
+            name = socket.if_indextoname(int(link["link_index"]))
+        except OSError:
+            return None
+        found = await self._json(None, ["ip", "-j", "-d", "link", "show", "dev", name], missing=[])
+        if not found or found[0].get("linkinfo", {}).get("info_kind") != "veth":
+            return None
+        return InterfaceName(name) if found[0].get("link_index") == link["ifindex"] else None
+
+    async def find_default_interface(self, address: IPAddress) -> DefaultInterface | None:
+        """See the Protocol."""
+        for path in await asyncio.to_thread(lambda: sorted(namespaces.DIRECTORY.glob("*"))):
+            if path.name.startswith("vmnet-"):
+                continue
+            try:
+                found = await self.default_interface(str(path))
+            except KernelError as error:
+                log.debug("%s: %s", path, error)
+                continue
+            if found is not None and address in found.addresses:
+                return found
+        return None
+
+    async def kubelet(self, path: str | None) -> Cgroup | None:
+        """See the Protocol."""
+        return await asyncio.to_thread(cgroups.kubelet, path)
 
     async def apply(self, ops: Sequence[Op]) -> None:
         """In order; consecutive operations of one program and namespace go together."""
@@ -349,6 +422,19 @@ def _digests(found: dict[str, Any]) -> dict[str, str]:
         if name.startswith(DIGEST_PREFIX):
             tables[identity] = name.removeprefix(DIGEST_PREFIX)
     return tables
+
+
+def _devices(found: dict[str, Any]) -> dict[str, InterfaceName]:
+    """Devices that tables of ``plan.table`` hang on, by the tables' identities."""
+    devices: dict[str, InterfaceName] = {}
+    for item in found.get("nftables", []) if isinstance(found, dict) else []:
+        if "chain" not in item or not str(item["chain"]["table"]).startswith(TABLE_PREFIX):
+            continue
+        chain = item["chain"]
+        device = device_of(str(chain["name"]))
+        if device is not None:
+            devices[f"{chain['family']} {chain['table']}"] = device
+    return devices
 
 
 def _parts(element: Any) -> tuple[str, ...]:

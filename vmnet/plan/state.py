@@ -112,6 +112,10 @@ class NodeState:
     """Elements of the sets in the node's own table, as text."""
     tables: Mapping[str, str] = field(default_factory=dict)
     """Tables of ``plan.table`` that are here, by identity, each with the digest it carries."""
+    links: frozenset[InterfaceName] = frozenset()
+    """Every device of the node's own namespace."""
+    devices: Mapping[str, InterfaceName] = field(default_factory=dict)
+    """Those of the tables that hang on one device, by identity."""
     bridges: Mapping[InterfaceName, BridgeState] = field(default_factory=dict)
 
 
@@ -123,3 +127,23 @@ class PodState:
     mac: MacAddress
     mtu: int
     addresses: frozenset[IPInterface]
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultInterface:
+    """A pod's interface on the default network. ``device``: its other end in the node's namespace, None if it has none.
+
+    ``addresses`` are the global ones, without prefix lengths.
+    """
+
+    device: InterfaceName | None
+    mac: MacAddress
+    addresses: frozenset[IPAddress]
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """A control group (version 2): its path below the hierarchy's root, and which directory of that name it is."""
+
+    path: str
+    inode: int

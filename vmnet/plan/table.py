@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
+from vmnet.model.names import InterfaceName
+
 TABLE_PREFIX: Final = "vmnet-"
 """Names of tables made here begin with it; the fixed tables of ``plan.firewall`` are called ``vmnet``."""
 DIGEST_PREFIX: Final = "state_"
+DEVICE_PREFIX: Final = "device_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class Elements:
 class Table:
     """``family`` ``inet`` or ``netdev``; ``name`` begins with ``vmnet-``. Sets and chains keep their order.
 
-    ``bridged``: it must see frames that the bridge forwards (br_netfilter).
+    ``bridged``: it must see frames that the bridge forwards (br_netfilter). ``device``: what a table of family
+    ``netdev`` hangs on; the name of an empty chain tells it to an agent that starts (no listing of chains does).
     """
 
     family: str
@@ -66,6 +70,7 @@ class Table:
     sets: Mapping[str, Elements] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
     bridged: bool = False
+    device: InterfaceName | None = None
 
     @property
     def identity(self) -> str:
@@ -129,6 +134,8 @@ class Table:
 
     def _redeclared(self, before: "Table") -> bool:
         """Whether something keeps its name but not its declaration: that cannot be changed in place."""
+        if self.device != before.device:
+            return True
         sets = (name for name in self.sets if name in before.sets)
         chains = (name for name in self.chains if name in before.chains)
         return any(_declaration(self.sets[name]) != _declaration(before.sets[name]) for name in sets) or any(
@@ -139,6 +146,8 @@ class Table:
         for name, chain in self.chains.items():
             # Declared first: elements of verdict maps name them.
             yield f"  chain {name} {{ {chain.hook} }}" if chain.hook else f"  chain {name} {{ }}"
+        if self.device is not None:
+            yield f"  chain {DEVICE_PREFIX}{self.device.encode().hex()} {{ }}"
         for name, item in self.sets.items():
             yield f"  {_kind(item)} {name} {{"
             yield f"    {item.header}"
@@ -150,6 +159,13 @@ class Table:
             yield f"  chain {name} {{"
             yield from (f"    {rule}" for rule in chain.rules)
             yield "  }"
+
+
+def device_of(chain: str) -> InterfaceName | None:
+    """The device that the name of a table's chain tells; None when it is not that chain. Raises ValueError."""
+    if not chain.startswith(DEVICE_PREFIX):
+        return None
+    return InterfaceName(bytes.fromhex(chain.removeprefix(DEVICE_PREFIX)).decode())
 
 
 def removal(identity: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from vmnet.agent import attachments
 from vmnet.agent.attachments import Attachments
 from vmnet.agent.cut_over import CutOvers
+from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.multus import Mode, Multus
 from vmnet.agent.networks import Networks
 from vmnet.agent.policy_tables import PolicyTables
@@ -57,11 +58,27 @@ class Node:
         self.kernel.make_pod(NETNS)
         self.synced.set()
         self.multus = Multus(mode, directory)
-        self.networks = Networks(self.kernel, api.cluster, "n1", (), lambda endpoint: self.cut_overs.forget(endpoint))
+        self.defaults = DefaultInterfaces(self.kernel, self.kube, api.informers, api.cluster, "n1", lambda: None)
+        self.networks = Networks(
+            self.kernel,
+            api.cluster,
+            "n1",
+            (),
+            lambda endpoint: self.cut_overs.forget(endpoint),
+            (self.defaults,),
+            on_observed=self.defaults.observed,
+        )
         self.cut_overs = CutOvers(self.kernel, self.kube, api.cluster, self.networks, cast(Any, Announcements()))
         self.policies = PolicyTables(self.kube, api.informers, api.cluster, "n1", lambda network: None)
         self.handler = Attachments(
-            self.kube, api.cluster, self.networks, self.cut_overs, self.policies, self.synced, self.multus
+            self.kube,
+            api.cluster,
+            self.networks,
+            self.cut_overs,
+            self.policies,
+            self.synced,
+            self.multus,
+            self.defaults,
         )
 
     def pod(self, **more: Any) -> None:
