@@ -453,9 +453,14 @@ class Against(RuleBasedStateMachine):
         pools = self.process.controller.ledger._networks[NETWORK]
         expected: dict[Owner, set[str]] = {}
         for claim in self.api.all(CLAIMS):
+            owner = Owner(f"claim {object_key(claim)}")
             ips = (claim.get("status") or {}).get("ips") or []
+            held = pools.get(owner)
             if ips:
-                expected[Owner(f"claim {object_key(claim)}")] = set(ips)
+                expected[owner] = set(ips)
+            elif claim["metadata"].get("deletionTimestamp") and held is not None:
+                # What was about to be written may have been: it stays reserved for as long as the claim is there.
+                expected[owner] = set(map(str, held.addresses))
         machines = {item.vm["metadata"]["name"]: item for item in self.machines.values()}
         claims = {claim["metadata"]["name"] for claim in self.api.all(CLAIMS)}
         # A VM that went before anybody saw it may have an instance, but nothing to own a claim.
@@ -475,7 +480,8 @@ class Against(RuleBasedStateMachine):
         taken = {str(item.ip): owner for owner, held in found.items() if held for item in held.addresses}
         macs = {held.mac: owner for owner, held in found.items() if held}
         for name, machine in machines.items():
-            has = expected.get(Owner(f"claim {SPACE}/{name}.happy"))
+            claim = self.api.peek(CLAIMS, f"{name}.happy", SPACE)
+            has = set(((claim or {}).get("status") or {}).get("ips") or []) or None
             if has is None and machine.there:
                 _justified(machine.wish, taken, macs)
             for pod in machine.pods:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from vmnet.lab.apiserver import (
+    admission,
     core_defaults,
     core_validation,
     decoding,
@@ -252,6 +253,9 @@ class Objects:
         if entries is None:
             entries = self._entries_after(info, None, obj, options, "")
         self._prepare_create(info, obj)
+        if options.mutations:
+            obj = admission.applied(obj, options.mutations)
+            metadata = obj["metadata"]
         causes = core_validation.metadata(info, obj)
         causes += self._validate(info, obj, None)
         if causes:
@@ -407,6 +411,8 @@ class Objects:
             causes = self.addresses.assign(obj, old, dry_run=options.dry_run)
             if causes:
                 raise invalid(info, name, causes)
+        if options.mutations:
+            obj = admission.applied(obj, options.mutations)
         self._next_generation(info, obj, old, subresource)
         causes = core_validation.metadata_update(obj, old)
         if not causes:

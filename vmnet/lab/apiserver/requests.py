@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 from vmnet.lab.apiserver.status import (
@@ -147,6 +147,8 @@ class WriteOptions:
     force: bool = False
     user: str = ""
     warnings: list[str] = field(default_factory=list)
+    mutations: list[Any] = field(default_factory=list)
+    """Operations of RFC 6902 that admission webhooks want carried out on the object; nobody owns what they write."""
 
     @classmethod
     def parse(

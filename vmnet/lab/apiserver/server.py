@@ -7,8 +7,8 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from vmnet.lab.apiserver import (
     subresources,
     watching,
 )
+from vmnet.lab.apiserver.admission import Admission, Asked
 from vmnet.lab.apiserver.aggregation import PROXIED, Handler, KubeletProxy, Mounts, NodeProxy
 from vmnet.lab.apiserver.authentication import ADMIN, Tokens, User, unauthorized, write_kubeconfig
 from vmnet.lab.apiserver.certificates import Certificates, prepare
@@ -142,6 +143,7 @@ class ApiServer:
         self.namespaces = Namespaces(self.objects)
         self.tokens = Tokens(token_file or directory / "tokens.csv")
         self.mounts = Mounts()
+        self.admission = Admission(self.store)
         self._own_proxy = KubeletProxy(self.store, self.tokens.admin)
         self.node_proxy: NodeProxy = node_proxy or self._own_proxy
         self.scales = subresources.Scales(self.objects)
@@ -196,6 +198,7 @@ class ApiServer:
             await self._runner.cleanup()
             self._runner = None
         await self._own_proxy.close()
+        await self.admission.close()
 
     async def __aenter__(self) -> "ApiServer":
         await self.start()
@@ -507,14 +510,23 @@ class ApiServer:
             pods = self._builtin("", "v1", "pods")
             found = self.pods.bind(pods, target.namespace, name, body, dry_run=options.dry_run)
             return self._answer(call, found, representation, 201)
-        obj = self.objects.create(info, target.namespace, body, options)
-        return self._answer(call, obj, representation, 201, options.warnings)
+
+        def write(how: WriteOptions) -> Object:
+            return self.objects.create(info, target.namespace, body, how)
+
+        await self._admit(call, "CREATE", options, write)
+        return self._answer(call, write(options), representation, 201, options.warnings)
 
     async def _update(self, call: Call, representation: Representation) -> web.StreamResponse:
         options = call.write_options("UpdateOptions")
         body = await self._body(call, call.info.kind, options)
         target = call.target
-        obj, created = self.objects.update(call.info, target.namespace, target.name, body, options, target.subresource)
+
+        def write(how: WriteOptions) -> tuple[Object, bool]:
+            return self.objects.update(call.info, target.namespace, target.name, body, how, target.subresource)
+
+        await self._admit(call, "UPDATE", options, lambda how: write(how)[0])
+        obj, created = write(options)
         return self._answer(call, obj, representation, 201 if created else 200, options.warnings)
 
     async def _patch(self, call: Call, representation: Representation) -> web.StreamResponse:
@@ -522,10 +534,48 @@ class ApiServer:
         options = call.write_options("PatchOptions", apply=media_type == patches.APPLY_PATCH)
         patch = _decoded_patch(media_type, content)
         target = call.target
-        obj, created = self.objects.patch(
-            call.info, target.namespace, target.name, media_type, patch, options, target.subresource
-        )
+
+        def write(how: WriteOptions) -> tuple[Object, bool]:
+            return self.objects.patch(
+                call.info, target.namespace, target.name, media_type, patch, how, target.subresource
+            )
+
+        await self._admit(call, "PATCH", options, lambda how: write(how)[0])
+        obj, created = write(options)
         return self._answer(call, obj, representation, 201 if created else 200, options.warnings)
+
+    async def _admit(
+        self, call: Call, verb: str, options: WriteOptions, write: Callable[[WriteOptions], Object]
+    ) -> None:
+        """Ask the webhooks about a write that ``write`` carries out; what they change goes to ``options``.
+
+        Raises ApiError. The object may change between this and the write, as it may not on a real server.
+        """
+        info, target = call.info, call.target
+        stored = self.store.get(info.storage_key, (target.namespace, target.name)) if target.name else None
+        operation = "CREATE" if stored is None else "UPDATE"
+        if not self.admission.concerns(info, operation, target.subresource):
+            return
+        shape = {"CREATE": "CreateOptions", "PATCH": "PatchOptions"}.get(verb, "UpdateOptions")
+        given: Object = {"kind": shape, "apiVersion": "meta.k8s.io/v1"}
+        query = call.request.query
+        given |= {"dryRun": ["All"]} if options.dry_run else {}
+        given |= {name: query[name] for name in ("fieldManager", "fieldValidation") if query.get(name)}
+        old = stored.at(info.api_version) if stored is not None else None
+        proposed = write(replace(options, dry_run=True, warnings=[]))
+        name = proposed["metadata"]["name"]
+        asked = Asked(info, target.namespace, name, target.subresource, operation, call.user, options.dry_run, given)
+        if stored is None:
+            metadata = {
+                key: value for key, value in proposed["metadata"].items() if key not in ("uid", "creationTimestamp")
+            }
+            shown: Object = {**proposed, "metadata": metadata}
+        else:
+            shown = proposed
+        options.mutations += await self.admission.mutate(asked, shown, old, options.warnings)
+        if options.mutations:
+            proposed = write(replace(options, dry_run=True, warnings=[]))
+        await self.admission.validate(asked, proposed, old, options.warnings)
 
     async def _patch_body(self, call: Call) -> tuple[str, bytes]:
         media_type = call.request.headers.get("Content-Type", "").split(";")[0].strip()
@@ -550,6 +600,15 @@ class ApiServer:
     async def _delete(self, call: Call, representation: Representation) -> web.StreamResponse:
         options = await self._delete_options(call)
         info, target = call.info, call.target
+        if self.admission.concerns(info, "DELETE"):
+            stored = self.objects.get(info, target.namespace, target.name)
+            given = {"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}
+            asked = Asked(
+                info, target.namespace, target.name, "", "DELETE", call.user, dry_run=options.dry_run, options=given
+            )
+            old = stored.at(info.api_version)
+            await self.admission.mutate(asked, None, old, [])
+            await self.admission.validate(asked, None, old, [])
         deleted = self.objects.delete(info, target.namespace, target.name, options)
         if deleted.gone and not self.objects.returns_deleted(info):
             status = success(info, target.name, deleted.obj["metadata"]["uid"])
