@@ -13,6 +13,7 @@ from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.default_interfaces import DefaultInterfaces
+from vmnet.agent.default_network import DefaultNetwork
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.networks import Networks, NotReady, TableSource
@@ -89,6 +90,7 @@ class Agent:
             ),
             self._policies,
             self._defaults,
+            DefaultNetwork(stores, lambda: self._node_queue.add("node")),
         )
         self._guests = GuestServices(kernel, settings.cluster_domain)
         self._responders = Responders(kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain)
