@@ -28,6 +28,7 @@ from vmnet.model.addresses import IPAddress
 from vmnet.model.endpoint import MachineReference, PortState
 from vmnet.runtime.queue import KeyedQueue, work
 from vmnet.runtime.tasks import TaskScope
+from vmnet_dns.zone import Record
 
 log = logging.getLogger(__name__)
 
@@ -80,26 +81,29 @@ class Agent:
             lambda: self._node_queue.add("node"),
             settings.kubelet_cgroup,
         )
+        self._services = ServiceTables(
+            stores,
+            self._cluster,
+            on_network=self._network_queue.add,
+            on_node=lambda: self._node_queue.add("node"),
+            default_services=settings.default_services,
+        )
         sources: tuple[TableSource, ...] = (
-            ServiceTables(
-                stores,
-                self._cluster,
-                on_network=self._network_queue.add,
-                on_node=lambda: self._node_queue.add("node"),
-                default_services=settings.default_services,
-            ),
+            self._services,
             self._policies,
             self._defaults,
             DefaultNetwork(stores, lambda: self._node_queue.add("node")),
         )
         self._guests = GuestServices(kernel, settings.cluster_domain)
-        self._responders = Responders(kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain)
+        self._responders = Responders(
+            kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain, services=()
+        )
         self._announcer = Announcer(kernel, settings.cluster_domain)
         self._networks = Networks(
             kernel,
             self._cluster,
             settings.node_name,
-            (AddressService(self._guests), NameService(self._responders)),
+            (AddressService(self._guests), NameService(self._responders, self._names)),
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
@@ -193,6 +197,9 @@ class Agent:
         await self._attachments.catch_up(self._settings.cni_deleted)
         self._adopted.set()
         log.info("node %s: %d networks taken over", self._settings.node_name, len(self._networks.rendered()))
+
+    def _names(self, network: str) -> list[Record]:
+        return self._services.records(network, self._settings.cluster_domain)
 
     async def _reconcile_network(self, name: str) -> float | None:
         await self._networks.render(name)

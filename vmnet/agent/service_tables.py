@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from vmnet.agent import facts
+from vmnet.agent import facts, service_records
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.kube.api import Object, object_key
 from vmnet.model import names, service
@@ -13,11 +13,15 @@ from vmnet.model.endpoint import Join, NodeNetwork
 from vmnet.model.service import Service
 from vmnet.plan import services as plan
 from vmnet.plan.table import Table
+from vmnet_dns.zone import Record
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SERVICES: Final = ("default/kubernetes", "kube-system/kube-dns")
 """Services of the cluster that every network may use; the node's own kube-proxy serves them."""
+
+
+CLUSTER_DNS: Final = "kube-system/kube-dns"
 
 
 class ServiceTables:
@@ -57,9 +61,18 @@ class ServiceTables:
             address for key, found in self._taken.items() if key not in self._default_services for address in found
         )
 
+    def name_servers(self) -> tuple[IPAddress, ...]:
+        """Addresses of the cluster's DNS, none where its Service is not one that networks may use."""
+        return self._taken.get(CLUSTER_DNS, ()) if CLUSTER_DNS in self._default_services else ()
+
+    def records(self, network: str, domain: str) -> list[Record]:
+        """Names of the network's Services, and of those of the cluster that it may use."""
+        allowed = [self._services[key] for key in sorted(self._default_services) if key in self._services]
+        return service_records.records([*self.services(network), *allowed], domain)
+
     def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""
-        return plan.network_tables(desired, self.services(desired.network.name), self.refused())
+        return plan.network_tables(desired, self.services(desired.network.name), self.refused(), self.name_servers())
 
     def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""
@@ -109,7 +122,7 @@ class ServiceTables:
         before = self._services.pop(key, None)
         keys = self._by_namespace.setdefault(namespace, set())
         keys.discard(key)
-        if item is not None and service.cluster_addresses(item):
+        if item is not None:
             try:
                 self._services[key] = service.parse(item, self._slices.get(key, {}).values())
                 keys.add(key)

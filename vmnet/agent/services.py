@@ -1,12 +1,13 @@
 """What runs inside a network's namespace while the network is on this node, behind one shape."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.responder import Responders
 from vmnet.model.endpoint import Endpoint
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network, Role
+from vmnet_dns.zone import Record
 
 
 class AddressService:
@@ -29,8 +30,10 @@ class AddressService:
 class NameService:
     """The network's DNS responder: it knows every endpoint, wherever it runs."""
 
-    def __init__(self, responders: Responders) -> None:
+    def __init__(self, responders: Responders, records: Callable[[str], Iterable[Record]] = lambda network: ()) -> None:
         self._responders = responders
+        self._records = records
+        """Names of a network besides its endpoints'."""
 
     async def follow(
         self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
@@ -41,7 +44,7 @@ class NameService:
         """
         if network.role is not Role.PRIMARY:
             return
-        await self._responders.update(network, everywhere)
+        await self._responders.update(network, everywhere, self._records(network.name))
 
     async def leave(self, network_id: NetworkId) -> None:
         """The network leaves this node."""

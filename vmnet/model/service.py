@@ -35,9 +35,18 @@ class ServicePort:
     backends: tuple[Backend, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """One endpoint as DNS names it. ``hostname`` is empty where its pod has none."""
+
+    address: IPAddress
+    hostname: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One Service. ``addresses``: its cluster addresses; ``external``: load balancer and external addresses."""
+    """One Service. ``addresses``: its cluster addresses, none of a headless one; ``external``: load balancer and
+    external addresses; ``members``: who DNS may name; ``alias``: what an ExternalName stands for."""
 
     namespace: str
     name: str
@@ -49,6 +58,8 @@ class Service:
     external_local: bool = False
     sources: tuple[IPNetwork, ...] = ()
     """Who may use the external addresses; everybody when empty."""
+    members: tuple[Member, ...] = ()
+    alias: str = ""
 
     @property
     def exposed(self) -> bool:
@@ -96,9 +107,23 @@ def parse(item: Object, slices: Iterable[Object]) -> Service:
             internal_local=spec.get("internalTrafficPolicy") == LOCAL,
             external_local=spec.get("externalTrafficPolicy") == LOCAL,
             sources=tuple(addresses.network(text.strip()) for text in spec.get("loadBalancerSourceRanges") or []),
+            members=tuple(sorted(_members(shown, every=every))),
+            alias=str(spec.get("externalName") or "") if spec.get("type") == "ExternalName" else "",
         )
     except ValueError as error:
         raise ValueError(f"spec: {error}") from error
+
+
+def _members(slices: Iterable[Object], *, every: bool) -> set[Member]:
+    """Ready endpoints with their host names."""
+    return {
+        Member(address, str(endpoint.get("hostname") or ""))
+        for item in slices
+        for endpoint in item.get("endpoints") or []
+        if every or (endpoint.get("conditions") or {}).get("ready") is not False
+        for address in map(addresses.address, endpoint.get("addresses") or [])
+        if address.version == _FAMILY.get(str(item.get("addressType")))
+    }
 
 
 def _backends(slices: Iterable[Object], name: str, protocol: str, *, every: bool) -> list[Backend]:

@@ -41,11 +41,15 @@ class _Draft:
 
 
 def network_tables(
-    desired: NodeNetwork, services: Iterable[Service], refused: Iterable[IPAddress]
+    desired: NodeNetwork,
+    services: Iterable[Service],
+    refused: Iterable[IPAddress],
+    name_servers: Iterable[IPAddress] = (),
 ) -> tuple[Table, ...]:
     """The table of one network's namespace. ``refused``: cluster addresses that lead nowhere from it.
 
-    The network's own may be among them: they are served before they could be refused.
+    The network's own may be among them: they are served before they could be refused. ``name_servers``: addresses of
+    the cluster's DNS; the network's responder, on the gateway's address, answers in its place.
     """
     draft = _Draft()
     for service in services:
@@ -66,10 +70,12 @@ def network_tables(
             f"refused{version}": Elements(f"type {kind};", frozenset(foreign[version])),
             f"hairpins{version}": Elements(f"type {kind} . {kind};", frozenset(draft.hairpins[version])),
         }
+    known = tuple(name_servers)
+    servers = {version: sorted(str(item) for item in known if item.version == version) for version in _FAMILIES}
     chains = {
         **draft.chains,
         "prerouting": Chain(
-            tuple(_prerouting(desired.join)), "type nat hook prerouting priority dstnat; policy accept;"
+            tuple(_prerouting(desired, servers)), "type nat hook prerouting priority dstnat; policy accept;"
         ),
         "forward": Chain(tuple(_forward()), "type filter hook forward priority filter - 5; policy accept;"),
         "postrouting": Chain(
@@ -142,6 +148,8 @@ def _serve(draft: _Draft, desired: NodeNetwork, service: Service, port: ServiceP
     within, entering = near if service.internal_local else backends, near if service.external_local else backends
     cluster = [address for address in service.addresses if address.version == version]
     external = [address for address in service.external if address.version == version]
+    if not cluster and not external:
+        return
     name = _chain_name(service, port, version)
     for chosen, prefix in ((within, "i"), (entering, "e")):
         if chosen and (prefix == "i" or port.node_port is not None):
@@ -193,10 +201,15 @@ def _choose(
     draft.chains[name] = Chain((*known, f"numgen random mod {len(backends)} vmap {{ {', '.join(choices)} }}"))
 
 
-def _prerouting(join: Join) -> Iterable[str]:
-    inner = {4: join.network_ipv4.ip, 6: join.network_ipv6.ip}
+def _prerouting(desired: NodeNetwork, servers: Mapping[int, list[str]]) -> Iterable[str]:
+    inner = {4: desired.join.network_ipv4.ip, 6: desired.join.network_ipv6.ip}
     for version in _FAMILIES:
-        protocol = _KEYWORD[version]
+        protocol, gateway = _KEYWORD[version], desired.network.gateway_for(version)
+        if servers[version] and gateway is not None:
+            yield (
+                f'iifname != "{names.UPLINK}" {protocol} daddr {{ {", ".join(servers[version])} }} '
+                f"meta l4proto {{ tcp, udp }} th dport 53 dnat {protocol} to {gateway}"
+            )
         yield (
             f'iifname "{names.UPLINK}" {protocol} daddr {inner[version]} meta l4proto . th dport '
             f"vmap @entering{version}"

@@ -85,3 +85,12 @@ def test_a_port_is_found_by_name_with_the_number_of_its_slice() -> None:
 def test_what_cannot_be_read_is_said(spec: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="spec"):
         parse(item(**spec), ())
+
+
+def test_who_dns_may_name_and_what_an_external_name_stands_for() -> None:
+    ready, waiting = endpoints("10.0.0.5", ready=True), endpoints("10.0.0.6", ready=False)
+    ready["endpoints"][0]["hostname"] = "web-0"
+    assert [(str(m.address), m.hostname) for m in parse(item(), (ready, waiting)).members] == [("10.0.0.5", "web-0")]
+    assert parse(
+        item(type="ExternalName", externalName="www.example.org", clusterIPs=None, clusterIP=""), ()
+    ).alias == ("www.example.org")

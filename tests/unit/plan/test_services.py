@@ -133,3 +133,17 @@ def test_nothing_exposed_is_an_empty_table() -> None:
 def test_a_node_without_a_number_takes_nothing_in_under_an_address_it_lacks() -> None:
     (made,) = services.network_tables(replace(DESIRED, node=replace(N1, number=None)), (WEB,), ())
     assert not any("100.88." in rule for rule in made.chains["postrouting"].rules)
+
+
+def test_the_network_s_responder_answers_in_place_of_the_cluster_s_dns() -> None:
+    (made,) = services.network_tables(DESIRED, (), (), (ip_address("10.96.0.10"), ip_address("fd00:96::a")))
+    rules = made.chains["prerouting"].rules
+    for protocol, server, gateway in (("ip", "10.96.0.10", "192.168.0.1"), ("ip6", "fd00:96::a", "fd20::1")):
+        (rule,) = [item for item in rules if server in item]
+        assert rule.endswith(f"meta l4proto {{ tcp, udp }} th dport 53 dnat {protocol} to {gateway}")
+
+
+def test_a_headless_service_is_for_dns_alone() -> None:
+    headless = replace(WEB, addresses=())
+    made = table(headless)
+    assert not any("numgen" in rule for item in made.chains.values() for rule in item.rules)
