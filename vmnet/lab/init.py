@@ -36,7 +36,10 @@ REPOSITORY: Final = Path(__file__).parents[2]
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
 CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"
-START_TIMEOUT: Final = 90.0
+START_TIMEOUT: Final = 240.0
+"""Seconds; on an idle machine it takes about ten."""
+_REVIVALS: Final = 5
+"""A leader that loses its lease, on a machine too busy to renew it, is started again this often."""
 
 
 def main() -> None:
@@ -292,7 +295,8 @@ class Supervisor:
         wanted = []
         for component, argv in fabric:
             name = "virt-controller" if component == "virt" else component
-            wanted.append((component, Specification(name, topology.FABRIC, argv)))
+            revived = _REVIVALS if component == "controller" else 0
+            wanted.append((component, Specification(name, topology.FABRIC, argv, revived=revived)))
         for host in self._hosts:
             wanted += self._node_components(host, inner)
         async with asyncio.TaskGroup() as group:

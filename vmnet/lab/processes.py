@@ -1,6 +1,7 @@
 """The lab's own processes: each with a log file, watched, and restarted only when somebody asks.
 
-A process that exits by itself is a fault of the lab or the product, so it is reported, never hidden by a restart.
+A process that exits by itself is a fault of the lab or the product, so it is reported, never hidden by a restart. The one
+exception is the controller: a leader that could not renew its lease ends by design, and a Deployment starts it again.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ class Specification:
     """File descriptors that it inherits."""
     cgroup: Path | None = None
     """Directory of the cgroup that it runs in; None for the lab's own."""
+    revived: int = 0
+    """How often it is started again when it ends by itself; ``Status.starts`` tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,9 @@ class Processes:
     async def _watch(self, entry: _Process) -> None:
         await entry.process.wait()
         entry.ended.set()
+        if not entry.expected and entry.starts <= entry.specification.revived:
+            await self.start(entry.specification)
+            return
         for watcher in self._watchers:
             watcher(self._status(entry))
 

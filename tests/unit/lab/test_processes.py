@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ async def test_output_goes_to_the_log_and_the_exit_is_noticed(processes: Process
     assert (status.exit, status.failed, status.starts) == (3, True, 1)
     assert ended == [status]
     assert Path(started.log).read_text() == "hello\n"  # noqa: ASYNC240
+
+
+async def test_what_a_deployment_runs_is_started_again_and_a_failure_in_the_end(processes: Processes) -> None:
+    ended: list[Status] = []
+    processes.observe(ended.append)
+    await processes.start(replace(python("raise SystemExit(1)"), revived=2))
+    async with asyncio.timeout(30):
+        while not ended:
+            await asyncio.sleep(0.02)
+    assert [(status.exit, status.starts, status.failed) for status in ended] == [(1, 3, True)]
 
 
 async def test_restart_ends_the_old_one_first(processes: Processes) -> None:
