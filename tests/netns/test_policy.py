@@ -296,6 +296,34 @@ async def test_ingress_by_name_range_and_block_from_the_other_node(fabric: Fabri
     await fabric.expect("red-1", no=[*to(13, 8080), *pings(13)])
 
 
+SERVICE = """
+table inet service {
+  chain in { type nat hook prerouting priority dstnat; ip daddr 10.96.0.9 tcp dport 80 dnat ip to 192.168.0.11:8080; }
+  chain out {
+    type nat hook postrouting priority srcnat - 5;
+    ct status dnat ip saddr 192.168.0.11 ip daddr 192.168.0.11 snat ip to 192.168.0.1
+  }
+}
+"""
+
+
+async def test_a_service_leads_to_the_pod_itself_under_default_deny(fabric: Fabric) -> None:
+    """And to nobody else: the policy sees the backend, whatever was asked for."""
+    await fabric.start(pod("red-0", 11, "n1", "red"), pod("red-1", 12, "n1", "red"))
+    done = await fabric.lab.exec("n1", ["ip", "netns", "exec", "vmnet-7", "nft", "-f", "-"], stdin=SERVICE)
+    assert done.exit == 0, done.stderr
+    service: Question = ("tcp", "10.96.0.9", 80)
+    deny = policy("deny", "red", podSelector={}, policyTypes=["Ingress", "Egress"])
+    await fabric.everywhere(put("policies", deny))
+    await fabric.expect("red-0", yes=[service, ("tcp", "192.168.0.11", 9090)], no=to(12, 8080))
+    await fabric.expect("red-1", no=[service])
+    pods = [{"podSelector": {}}]
+    ports = [{"port": 8080}]
+    allow = policy("allow", "red", podSelector={}, ingress=[{"from": pods, "ports": ports}], egress=[{"to": pods}])
+    await fabric.everywhere(put("policies", allow))
+    await fabric.expect("red-1", yes=[service, *to(11, 8080)], no=to(11, 9090))
+
+
 FLOOD = """
 import socket, struct, sys, time
 mac, ours, targets = sys.argv[1], sys.argv[2], sys.argv[3:]

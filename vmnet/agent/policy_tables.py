@@ -115,9 +115,10 @@ class PolicyTables:
         self._misread.pop(key, None)
         found = self._read(new) if new is not None else None
         known = self._policies.setdefault(namespace, {})
+        if key not in self._misread:
+            self._told.pop(key, None)
         if found is None:
             known.pop(name, None)
-            self._told.pop(key, None)
         else:
             known[name] = found
         for network, policies in self._networks.items():

@@ -225,7 +225,7 @@ def _block(value: Any, field: str) -> BlockPeer:
 
 def _network(value: Any, field: str) -> IPNetwork:
     text = _text(value, field)
-    if "/" not in text:
+    if "/" not in text or "%" in text:  # an interface of whose host?
         raise Misread(f"{field}: {text!r} is not a CIDR")
     try:
         return ip_network(text, strict=False)  # the API accepts host bits

@@ -132,6 +132,7 @@ PORT = "spec.ingress[0].ports[0]"
         ({"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}, f"{PEER}.ipBlock"),
         ({"from": [{"ipBlock": {}}]}, f"{PEER}.ipBlock.cidr"),
         ({"from": [{"ipBlock": {"cidr": "10.0.0.0"}}]}, f"{PEER}.ipBlock.cidr"),
+        ({"from": [{"ipBlock": {"cidr": "fe80::1%eth0/64"}}]}, f"{PEER}.ipBlock.cidr"),
         ({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/99"]}}]}, f"{PEER}.ipBlock.except[0]"),
         ({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}, f"{PEER}.ipBlock.except[0]"),
         ({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["fd00::/16"]}}]}, f"{PEER}.ipBlock.except[0]"),
