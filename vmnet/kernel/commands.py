@@ -179,10 +179,9 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                     f"link set dev {port} alias {alias}",
                 ),
             )
-        case ops.AttachToBridge(namespace, interface, bridge, neigh_suppress):
-            # A pod may be a backend of its own Service: translated, its frame goes back by the port it came from.
-            suppress, hairpin = ("on", "off") if neigh_suppress else ("off", "on")
-            flags = f"learning on neigh_suppress {suppress} hairpin {hairpin}"
+        case ops.AttachToBridge(namespace, interface, bridge, neigh_suppress, hairpin):
+            suppress, back = ("on" if flag else "off" for flag in (neigh_suppress, hairpin))
+            flags = f"learning on neigh_suppress {suppress} hairpin {back}"
             return (
                 _ip(
                     namespace,

@@ -200,7 +200,7 @@ class FakeKernel(Kernel):
                     raise Gone(f"{netns} is gone", op=op)
                 links[port] = LinkState(port, MacAddress(""), mtu, up=False, kind="veth", alias=alias)
                 self.pods[netns][interface] = PodState(interface, mac, mtu, frozenset())
-            case ops.AttachToBridge(_, interface, bridge, _):
+            case ops.AttachToBridge(_, interface, bridge, _, _):
                 links[interface] = replace(self._link(links, interface), master=bridge, up=True)
             case ops.SetUp(_, interface):
                 links[interface] = replace(self._link(links, interface), up=True)

@@ -152,7 +152,8 @@ def attach(
         *tables,
         ops.LoadFirewall(namespace, firewall.port_script(port)),
         *_not_moved(namespace, port, observed),
-        ops.AttachToBridge(namespace, endpoint.port, names.BRIDGE),
+        # A pod may be a backend of its own Service: translated, its frame goes back by the port it came from.
+        ops.AttachToBridge(namespace, endpoint.port, names.BRIDGE, hairpin=desired.network.joined),
         ops.ConfigurePod(
             pod.netns,
             endpoint.interface,

@@ -98,12 +98,16 @@ class CreatePort:
 
 @dataclass(frozen=True, slots=True)
 class AttachToBridge:
-    """Make a device a bridge port and bring it up."""
+    """Make a device a bridge port and bring it up.
+
+    ``hairpin``: frames may leave by the port that they came from. Never for a way to other bridges: it makes a loop.
+    """
 
     namespace: NamespaceName
     interface: InterfaceName
     bridge: InterfaceName
     neigh_suppress: bool = False
+    hairpin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,8 @@ async def test_a_joining_pod_is_isolated_before_its_port_comes_up(world: World) 
         inside = PodInterface(f"/run/netns/{key}", key)
         endpoint = world.api.cluster.endpoint(key)
         await networks.attach(RED, endpoint, PortState.ACTIVE, inside)
-        before = kernel.applied[: kernel.applied.index(ops.AttachToBridge(RED.namespace, endpoint.port, "br0"))]
+        opened = ops.AttachToBridge(RED.namespace, endpoint.port, "br0", hairpin=True)
+        before = kernel.applied[: kernel.applied.index(opened)]
         return [op.script for op in before if isinstance(op, ops.LoadFirewall) and "vmnet-policy" in op.script]
 
     assert await attach("red/a") == []

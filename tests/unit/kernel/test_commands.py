@@ -115,3 +115,12 @@ def test_a_localnet_port_is_untagged_in_its_vlan_before_it_comes_up() -> None:
     ], "the name comes last"
     plain = ops.CreateLocalnet(NAMESPACE, InterfaceName("vml7"), InterfaceName("vx0"), InterfaceName("phys0"), 1500)
     assert not any(line.startswith("vlan") for line in lines(plain))
+
+
+def test_only_a_pod_s_port_gives_frames_back() -> None:
+    """Two bridges that do it to each other make a loop."""
+    port = lines(ops.AttachToBridge(NAMESPACE, InterfaceName("p0"), InterfaceName("br0"), hairpin=True))
+    assert any("neigh_suppress off hairpin on" in line for line in port)
+    for suppress, said in ((True, "on"), (False, "off")):
+        fabric = lines(ops.AttachToBridge(NAMESPACE, InterfaceName("vx0"), InterfaceName("br0"), suppress))
+        assert any(f"neigh_suppress {said} hairpin off" in line for line in fabric)

@@ -371,6 +371,13 @@ def test_a_localnet_network_leads_into_the_node_s_bridge() -> None:
         in found
     )
     assert ops.AttachToBridge(NETWORK.namespace, names.VXLAN_L2, names.BRIDGE, neigh_suppress=False) in found
+    assert not any(op.hairpin for op in found if isinstance(op, ops.AttachToBridge)), "the way out gives nothing back"
+    (opened_port,) = (
+        op
+        for op in planner.attach(LOCALNET, LocalPort(LOCAL), POD, NetworkState(NETWORK.namespace))
+        if isinstance(op, ops.AttachToBridge)
+    )
+    assert not opened_port.hairpin, "there are no services to come back from"
     created = position(found, ops.CreateLocalnet)
     secured = position(found, ops.LoadFirewall)
     opened = position(found, ops.AttachToBridge, interface=names.VXLAN_L2)
