@@ -9,6 +9,7 @@ from vmnet.agent.policy_tables import REASON, PolicyTables, named_ports
 from vmnet.kernel.fake import FakeKernel
 from vmnet.kube.api import EVENTS, NADS, NAMESPACES, PODS, POLICIES, Object, Unavailable
 from vmnet.kube.fake import FakeKube, refuse
+from vmnet.model import names
 from vmnet.model.endpoint import LocalPort, Node, NodeNetwork, PortState
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network, Role
@@ -166,6 +167,26 @@ async def test_a_joining_pod_is_isolated_before_its_port_comes_up(world: World) 
     (script,) = [text for text in await attach("red/c") if "inet vmnet-policy" in text]
     assert "10.20.0.7 : jump in_" in script
     assert "10.20.0.6" not in script, "what is there is not written again"
+
+
+async def test_a_migration_s_target_is_isolated_as_its_source_is(world: World) -> None:
+    """Though its port is closed yet: its guest's frame opens it, and no agent is asked then."""
+    kernel = FakeKernel()
+    networks = Networks(kernel, world.api.cluster, "n1", (), lambda endpoint: None, (world.source,))
+    world.policy("red/deny", podSelector={}, policyTypes=["Ingress"])
+    for name, node in (("source", "n2"), ("target", "n1")):
+        world.pod(f"red/{name}", 5, node, labels={names.LAUNCHER_LABEL: names.LAUNCHER_LABEL_VALUE}, machine="vm")
+    kernel.make_pod("/run/netns/target")
+    endpoint = world.api.cluster.endpoint("red/target")
+    inside = PodInterface("/run/netns/target", "target")
+    assert endpoint.machine is not None
+    await networks.attach(RED, endpoint, PortState.STANDBY, inside)
+    scripts = [op.script for op in kernel.applied if isinstance(op, ops.LoadFirewall)]
+    loaded = next(index for index, text in enumerate(scripts) if "10.20.0.5 : jump in_" in text)
+    assert loaded < next(index for index, text in enumerate(scripts) if f"in_{endpoint.port}" in text)
+    # The source's end changes nothing for the target.
+    world.pod("red/source", 5, "n2", phase="Succeeded", machine="vm")
+    assert "10.20.0.5" in (world.tables(RED, "red/target")[0].sets["in4"].elements or ())
 
 
 async def test_a_policy_that_cannot_be_understood_closes_and_is_told_of(world: World) -> None:
