@@ -138,6 +138,31 @@ FORGED = {
     "DHCP server": f"Ether(src=own,{EVERYONE})/IP(src='192.168.0.11')/UDP(sport=67,dport=68)",
     "router": f"Ether(src=own,{NODES6},src='fd20::11')/ICMPv6ND_RA()",
     "RARP of another": f"Ether(src='0a:58:c0:a8:00:0c',{EVERYONE},type=0x8035)/ARP(op=3)",
+    "duplicate detection for another": f"Ether(src=own,{NODES6},src='::')/ICMPv6ND_NS(tgt='fd20::12')",
+    "link-local of another": f"Ether(src=own,{NODES6},src='fe80::99')/ICMPv6EchoRequest()",
+    "ND as another": f"Ether(src=own,{NODES6},src='fd20::12')/ICMPv6ND_NS(tgt='fd20::13')",
+    "redirect": f"Ether(src=own,{NODES6},src='fd20::11')/ICMPv6ND_Redirect(tgt='fd20::11',dst='fd20::12')",
+    "DHCPv6 server": f"Ether(src=own,{NODES6},src='fd20::11')/UDP(sport=547,dport=546)",
+    "DHCP server without address": f"Ether(src=own,{EVERYONE})/IP(src='0.0.0.0')/UDP(sport=67,dport=68)",
+    "fragment": f"Ether(src=own,{EVERYONE})/IP(src='192.168.0.99',dst='192.168.0.12',frag=100,proto=17)",
+    "first fragment": f"Ether(src=own,{EVERYONE})/IP(src='192.168.0.99',dst='192.168.0.12',flags='MF')/UDP()",
+    "router behind hop-by-hop": f"Ether(src=own,{NODES6},src='fd20::11')/IPv6ExtHdrHopByHop()/ICMPv6ND_RA()",
+    "router behind options": f"Ether(src=own,{NODES6},src='fd20::11')/IPv6ExtHdrDestOpt()/ICMPv6ND_RA()",
+    "router in a fragment": f"Ether(src=own,{NODES6},src='fd20::11')/IPv6ExtHdrFragment(m=1)/ICMPv6ND_RA()",
+    "options in a fragment": (
+        f"Ether(src=own,{NODES6},src='fd20::11')/IPv6ExtHdrFragment(m=1,nh=60)/IPv6ExtHdrDestOpt(nh=58)"
+    ),
+    "rest of options in a fragment": f"Ether(src=own,{NODES6},src='fd20::11')/IPv6ExtHdrFragment(offset=1,nh=60)",
+    "ND in a fragment": f"Ether(src=own,{NODES6},src='fd20::11')/IPv6ExtHdrFragment(m=1)/ICMPv6ND_NA(tgt='fd20::11')",
+    "headers without end": f"Ether(src=own,{NODES6},src='fd20::11',nh=60)/Raw(bytes([60,200,1,4,0,0,0,0]))",
+    "802.1ad tag": f"Ether(src=own,{EVERYONE},type=0x88a8)/Dot1Q(vlan=5)/IP(src='192.168.0.11')/ICMP()",
+    "two tags": f"Ether(src=own,{EVERYONE},type=0x88a8)/Dot1Q(vlan=5)/Dot1Q(vlan=6)/IP(src='192.168.0.11')",
+    "priority tag": f"Ether(src=own,{EVERYONE})/Dot1Q(vlan=0)/IP(src='192.168.0.11',dst='192.168.0.12')/ICMP()",
+    "MPLS": f"Ether(src=own,{EVERYONE},type=0x8847)/Raw(bytes.fromhex('000011ff'))",
+    "LLDP": "Ether(src=own,dst='01:80:c2:00:00:0e',type=0x88cc)",
+    "STP": "Dot3(src=own,dst='01:80:c2:00:00:00')/LLC(dsap=0x42,ssap=0x42,ctrl=3)/STP()",
+    "RARP for another": f"Ether(src=own,{EVERYONE},type=0x8035)/ARP(op=3,hwsrc='0a:58:c0:a8:00:0c',hwdst=own)",
+    "RARP of one for another": f"Ether(src=own,{EVERYONE},type=0x8035)/ARP(op=3,hwsrc=own,hwdst='0a:58:c0:a8:00:0c')",
     "VLAN tag": f"Ether(src=own,{EVERYONE})/Dot1Q(vlan=5)/IP(src='192.168.0.11',dst='192.168.0.12')/ICMP()",
 }
 POD_FORGED = {"RARP": f"Ether(src=own,{EVERYONE},type=0x8035)/ARP(op=3,hwsrc=own,hwdst=own)"}
@@ -146,12 +171,12 @@ HONEST = f"Ether(src=own,{EVERYONE})/IP(src='192.168.0.11',dst='192.168.0.12')/U
 LISTEN = """
 import socket, sys
 found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-found.bind(("ovn-udn1", 0)); found.settimeout(60)
+found.bind((sys.argv[1], 0)); found.settimeout(60)
 print("ready", flush=True)
 seen = set()
 while True:
     frame, address = found.recvfrom(2048)
-    if address[2] == 4: continue
+    if address[2] == 4 and sys.argv[1] == "ovn-udn1": continue
     if b"HONEST" in frame: break
     if b"FORGED" in frame: seen.add(frame[frame.index(b"FORGED") + 6:].split(b";")[0].decode())
 print(sorted(seen))
@@ -163,9 +188,12 @@ async def test_forged_frames_arrive_nowhere(fabric: Fabric, net: int, sender: st
     """A machine's port has more rules than a pod's, and a secondary network no fewer than a primary one."""
     await fabric.render(net, [[11, "n1", sender], *PODS[1:]])
     listeners = []
-    for node, namespace in (("n1", f"c-{net}"), ("n2", f"b-{net}")):
+    # A port of the same node, one of another node, the bridge, and what leaves the node by its uplink.
+    places = (("n1", f"c-{net}", "ovn-udn1"), ("n2", f"b-{net}", "ovn-udn1"), ("n1", f"vmnet-{net}", "br0"))
+    for node, namespace, interface in (*places, ("n1", "", "eth0")):
         name = f"listen-{namespace}"
-        log = await fabric.lab.spawn(name, node, ["ip", "netns", "exec", namespace, sys.executable, "-c", LISTEN])
+        enter = ["ip", "netns", "exec", namespace] if namespace else []
+        log = await fabric.lab.spawn(name, node, [*enter, sys.executable, "-c", LISTEN, interface])
         async with asyncio.timeout(60):
             while "ready" not in log.read_text():
                 await asyncio.sleep(0.05)
@@ -176,6 +204,10 @@ async def test_forged_frames_arrive_nowhere(fabric: Fabric, net: int, sender: st
     for name, log in listeners:
         assert await fabric.lab.wait(name, timeout=60) == 0
         assert log.read_text().splitlines()[-1] == "[]"
+    # What needs several fragments is no forgery.
+    for address in ("192.168.0.12", "fd20::12"):
+        large = await fabric.pod("n1", f"{sender}-{net}", "ping", "-c", "1", "-W", "5", "-s", "3000", address)
+        assert large.exit == 0, large.stdout
 
 
 async def test_a_tenant_cannot_speak_for_the_fabric(fabric: Fabric) -> None:
@@ -301,6 +333,74 @@ async def test_only_nodes_speak_router_to_router(fabric: Fabric) -> None:
         while await received() == before:  # the node's one has arrived: the stranger's, sent before it, will not
             await asyncio.sleep(0.05)
     assert await received() == before + 1
+
+
+SPOOF = """
+from scapy.all import *
+import sys
+conf.verb = 0
+source, target, mac = sys.argv[1:]
+frame = Ether(src="0a:59:00:00:00:01", dst=mac)/IP(src="100.88.0.2", dst="192.168.0.11")/UDP(dport=9999)/Raw(b"FORGED")
+datagram = UDP(sport=5000, dport=4789)/Raw(bytes.fromhex("0800000080000700") + bytes(frame))
+send((IPv6 if ":" in source else IP)(src=source, dst=target)/datagram)
+"""
+TAKE = """
+import socket
+found = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+found.bind(("::", 4789))
+print("ready", flush=True)
+while True:
+    print(found.recvfrom(2048)[1][0], flush=True)
+"""
+
+
+async def test_no_pod_speaks_as_another_node(fabric: Fabric) -> None:
+    """A pod of the default network writes another node's address into its datagrams: its own node believes none."""
+    await fabric.render(7, PODS)
+    for words in (
+        "netns add plain",
+        "link add plain0 type veth peer name eth0 netns plain",
+        "addr add 10.244.1.1/24 dev plain0",
+        "addr add fd00:10:244:1::1/64 dev plain0 nodad",
+        "link set plain0 up",
+        "-n plain addr add 10.244.1.9/24 dev eth0",
+        "-n plain addr add fd00:10:244:1::9/64 dev eth0 nodad",
+        "-n plain link set eth0 up",
+        "-n plain route add default via 10.244.1.1",
+        "-n plain route add default via fd00:10:244:1::1",
+    ):
+        done = await fabric.lab.exec("n1", ["ip", *words.split()])
+        assert done.exit == 0, done.stderr
+    # The lab's fabric is IPv4: a socket stands for the one that an IPv6 fabric has.
+    known = await fabric.lab.exec("n1", ["nft", "add element inet vmnet vteps6 { fd00:30::12 }"])
+    assert known.exit == 0, known.stderr
+    log = await fabric.lab.spawn("take", "n1", [sys.executable, "-c", TAKE])
+    inside = ["ip", "netns", "exec", "vmnet-7", "cat"]
+    router = (await fabric.lab.exec("n1", [*inside, "/sys/class/net/rt0/address"])).stdout.strip()
+
+    async def received() -> tuple[int, int]:
+        count = await fabric.lab.exec("n1", [*inside, "/sys/class/net/rt0/statistics/rx_packets"])
+        return int(count.stdout), log.read_text().count("fd00:30::12")
+
+    async with asyncio.timeout(60):
+        while "ready" not in log.read_text():
+            await asyncio.sleep(0.05)
+    before = await received()
+    for source, target in (("172.30.0.12", "172.30.0.11"), ("fd00:30::12", "fd00:30::11")):
+        for address in ("10.244.1.1", "fd00:10:244:1::1"):
+            assert await fabric.reaches("n1", "plain", address), address
+        sent = await fabric.pod("n1", "plain", sys.executable, "-c", SPOOF, source, target, router)
+        assert sent.exit == 0, sent.stderr
+        # By the same device, and answered: what was sent before it has arrived.
+        assert await fabric.reaches("n1", "plain", target)
+    assert await received() == before
+    for source, target in (("172.30.0.12", "172.30.0.11"), ("fd00:30::12", "fd00:30::11")):
+        sent = await fabric.lab.exec("n2", [sys.executable, "-c", SPOOF, source, target, router], timeout=60)
+        assert sent.exit == 0, sent.stderr
+    async with asyncio.timeout(60):
+        while await received() != (before[0] + 1, before[1] + 1):
+            await asyncio.sleep(0.05)
 
 
 ECHO = """

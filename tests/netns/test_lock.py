@@ -207,6 +207,34 @@ async def test_a_pod_opens_what_it_names_and_closes_it_again(cluster: Cluster) -
     await cluster.ready("red", "a")
 
 
+async def test_a_network_meets_neither_the_default_one_nor_the_node(cluster: Cluster) -> None:
+    near = [item["ip"] for item in (await cluster.get("pod", "-n", "default", "near"))["status"]["podIPs"]]
+    far = [item["ip"] for item in (await cluster.get("pod", "-n", "default", "far"))["status"]["podIPs"]]
+    inside = ("red", "a")
+    for address in (*near, *far):
+        assert not await cluster.curl(inside, address), address
+        assert not await cluster.ping(inside, address), address
+    for address in ("172.30.0.11", "fd00:30::11"):
+        assert not await cluster.curl(inside, address, 9465), "the agent's metrics"
+        assert not await cluster.ping(inside, address), address
+    # Out of it is open: the outside, and what every network may ask. The API server wants to know who asks.
+    for address in ("172.30.0.100", "fd00:30::100"):
+        assert await cluster.ping(inside, address), address
+        assert await cluster.curl(inside, address, 80), address
+    api = (await cluster.get("service", "-n", "default", "kubernetes"))["spec"]["clusterIP"]
+    assert await cluster.run(inside, "curl", "-sk", "-m", "5", "-o", "/dev/null", f"https://{api}/version")
+    # Nobody comes in by the join, from this node or from a pod.
+    joins = await cluster.lab.exec("n1", ["ip", "-j", "addr", "show"])
+    (join,) = [link for link in json.loads(joins.stdout) if link["ifname"].startswith(names.JOIN_PREFIX)]
+    ends = [item["local"] for item in join["addr_info"] if item["scope"] == "global"]
+    assert len(ends) == 2
+    for end in ends:
+        head, last = end[: max(end.rfind("."), end.rfind(":")) + 1], end[max(end.rfind("."), end.rfind(":")) + 1 :]
+        other = head + (str(int(last) + 1) if "." in end else f"{int(last, 16) + 1:x}")
+        for source in (("n1",), ("default", "near")):
+            assert not await cluster.ping(source, other), (source, other)
+
+
 async def test_an_agent_that_starts_finds_the_locks_of_the_one_before(cluster: Cluster) -> None:
     await cluster.apply(pod("red", "d", "n1"))
     await cluster.ready("red", "d")

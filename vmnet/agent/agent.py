@@ -109,6 +109,7 @@ class Agent:
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
             localnets=dict(settings.localnets),
             on_observed=self._defaults.observed,
+            default_services=self._services.default_addresses,
         )
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
         multus = Multus(settings.multus, settings.cni_configurations)

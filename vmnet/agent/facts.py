@@ -159,7 +159,10 @@ def node(item: Object) -> Node | None:
         log.warning("node %s: %s", item["metadata"]["name"], error)
         subnets = ()
     address = min(found, key=lambda value: value.version)
-    return Node(item["metadata"]["name"], address, parts.number_of(annotations(item)), subnets)
+    spec = item.get("spec") or {}
+    texts = spec.get("podCIDRs") or [text for text in [spec.get("podCIDR")] if text]
+    pods = tuple(addresses.network(text) for text in texts)
+    return Node(item["metadata"]["name"], address, parts.number_of(annotations(item)), subnets, pods)
 
 
 def migration_state(vmi: Object | None) -> Mapping[str, Any]:

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vmnet.agent.cluster import Cluster
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
-from vmnet.model.addresses import IPNetwork
+from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Endpoint, Home, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role
@@ -84,6 +84,7 @@ class Networks:
         on_attached: Callable[[str], None] = lambda network: None,
         localnets: Mapping[str, str] | None = None,
         on_observed: Callable[[NodeState], None] = lambda state: None,
+        default_services: Callable[[], Collection[IPAddress]] = tuple,
     ) -> None:
         """``localnets``: physical network → the bridge of this node that carries it."""
         self.node_name = node_name
@@ -101,6 +102,7 @@ class Networks:
         self._sources = sources
         self._on_attached = on_attached
         self._on_observed = on_observed
+        self._default_services = default_services
         self._desires: dict[str, NodeNetwork] = {}
         self._held: dict[NamespaceName | None, dict[str, Table]] = {}
         """Tables that the kernel holds because this process loaded them, or found their digest."""
@@ -132,8 +134,16 @@ class Networks:
         vteps = {node.address for node in self._cluster.nodes() if own is None or node.address != own.address}
         self._on_observed(state)
         tables = self._node_tables()
-        networks, held = present | self._joins.keys(), self._held.get(None, {})
-        await self._load(None, tables, node_plan.plan(state, vteps=vteps, networks=networks, tables=tables, held=held))
+        found = node_plan.plan(
+            state,
+            vteps=vteps,
+            networks=present | self._joins.keys(),
+            pods={subnet for node in self._cluster.nodes() for subnet in node.pods},
+            services=self._default_services(),
+            tables=tables,
+            held=self._held.get(None, {}),
+        )
+        await self._load(None, tables, found)
 
     def _node_tables(self) -> tuple[Table, ...]:
         primary = {name: found for name, found in self._desires.items() if found.network.role is Role.PRIMARY}

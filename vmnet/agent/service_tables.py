@@ -55,6 +55,12 @@ class ServiceTables:
         keys = (key for namespace in self._cluster.namespaces(network) for key in self._by_namespace.get(namespace, ()))
         return tuple(self._services[key] for key in sorted(keys))
 
+    def default_addresses(self) -> frozenset[IPAddress]:
+        """Cluster addresses of the default Services, which every network may ask."""
+        return frozenset(
+            address for key, found in self._taken.items() if key in self._default_services for address in found
+        )
+
     def refused(self) -> frozenset[IPAddress]:
         """Every cluster address but those of the default Services."""
         return frozenset(

@@ -442,4 +442,6 @@ def _parts(element: Any) -> tuple[str, ...]:
         return _parts(element["elem"]["val"])
     if isinstance(element, dict) and "concat" in element:
         return tuple(str(part) for part in element["concat"])
+    if isinstance(element, dict) and "prefix" in element:
+        return (f"{element['prefix']['addr']}/{element['prefix']['len']}",)
     return (str(element),)

@@ -74,13 +74,14 @@ class Node:
     """A node as the fabric sees it. ``address``: underlay address (InternalIP), the VTEP.
 
     ``number``: its cluster-wide number, once the controller has given it one. ``subnets``: network name and the node's
-    part of a Layer3 network, one pair per network that has a part here.
+    part of a Layer3 network, one pair per network that has a part here. ``pods``: its part of the default network.
     """
 
     name: str
     address: IPAddress
     number: int | None = None
     subnets: tuple[tuple[str, tuple[IPNetwork, ...]], ...] = ()
+    pods: tuple[IPNetwork, ...] = ()
 
     @property
     def router_mac(self) -> MacAddress:

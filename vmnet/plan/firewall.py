@@ -24,6 +24,20 @@ _SETS: Final = """\
   set bind4 { type ifname . ether_addr . ipv4_addr; }
   set bind6 { type ifname . ether_addr . ipv6_addr; }
   set target6 { typeof iifname . @th,64,128; }
+  set rarp { typeof iifname . @nh,64,48; }
+"""
+
+# What could hide in fragments: a header that only one that puts them together sees (RFC 7113), and neighbour discovery
+# as a whole, which never needs them (RFC 6980). A packet whose headers do not end (no ``meta l4proto``) drops.
+_FRAGMENTS: Final = """\
+  chain datagram6 {
+    udp sport 547 drop
+    accept
+  }
+  chain fragment6 {
+    frag nexthdr { 0, 43, 44, 51, 60, 135, 139, 140 } drop
+    exthdr frag exists icmpv6 type 133-137 drop
+  }
 """
 
 # A port's frames. 0x8035 is reverse ARP (RFC 903): what QEMU says for a guest that has just resumed. Only a machine's
@@ -36,10 +50,13 @@ _ADDRESSES: Final = """\
   }
   chain bound6 {
     ip6 nexthdr tcp accept
+    ip6 nexthdr udp goto datagram6
+    jump fragment6
     udp sport 547 drop
     icmpv6 type { nd-router-advert, nd-redirect } drop
     icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @target6 drop
-    accept
+    meta l4proto != 255 accept
+    drop
   }
   chain source4 {
     iifname . ether saddr . ip saddr @bind4 goto bound4
@@ -49,7 +66,10 @@ _ADDRESSES: Final = """\
   chain source6 {
     iifname . ether saddr . ip6 saddr @bind6 goto bound6
     iifname . ether saddr != @bind drop
-    ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
+    ip6 saddr != :: drop
+    jump fragment6
+    icmpv6 type nd-neighbor-solicit iifname . @th,64,128 != @target6 drop
+    icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld2-listener-report } accept
     drop
   }
   chain source_arp {
@@ -69,9 +89,12 @@ _MACS: Final = """\
   }
   chain bound6 {
     ip6 nexthdr tcp accept
+    ip6 nexthdr udp goto datagram6
+    jump fragment6
     udp sport 547 drop
     icmpv6 type { nd-router-advert, nd-redirect } drop
-    accept
+    meta l4proto != 255 accept
+    drop
   }
   chain source4 {
     iifname . ether saddr @bind goto bound4
@@ -93,8 +116,13 @@ _PORT: Final = """\
     ether type vmap { ip : goto source4, ip6 : goto source6, arp : goto source_arp }
     drop
   }
+  chain reverse {
+    iifname . @nh,64,48 != @rarp drop
+    iifname . @nh,144,48 != @rarp drop
+  }
   chain port_in {
     iifname . ether saddr != @bind drop
+    ether type 0x8035 jump reverse
     ether type 0x8035 iifname @standby add @open { iifname }
     ether type 0x8035 delete @moved { ether saddr } accept
     iifname @standby iifname != @open drop
@@ -117,11 +145,11 @@ def network_script(desired: NodeNetwork) -> str:
     network = desired.network
     bound = _ADDRESSES if network.subnets else _MACS
     if not network.routed:
-        return f"table {TABLE} {{\n{_SETS}{bound}{_PORT}{_switch_chains(network)}}}\n"
+        return f"table {TABLE} {{\n{_SETS}{_FRAGMENTS}{bound}{_PORT}{_switch_chains(network)}}}\n"
     fabric = _fabric_chains(desired) if network.stretched else ""
     return f"""\
 table {TABLE} {{
-{_SETS}{bound}{_PORT}{fabric}\
+{_SETS}{_FRAGMENTS}{bound}{_PORT}{fabric}\
 }}
 table inet vmnet {{
   chain output {{
@@ -187,10 +215,14 @@ def _fabric_chains(desired: NodeNetwork) -> str:
 def node_script(joins: Iterable[str]) -> str:
     """The node's own table, whatever of it was there before.
 
-    What comes from the join pools leaves with the node's address, and networks do not meet in the node (what a service
-    of the node translates may). That same address makes a VXLAN datagram believable to the other nodes, and VXLAN has
-    no other credential: so nothing that a node forwards may reach a node's VXLAN port, or any guest could speak for the
-    fabric of any network.
+    What comes from the join pools leaves with the node's address. That address makes a VXLAN datagram believable to
+    the other nodes, and VXLAN has no other credential: so nothing that a node forwards may reach a node's VXLAN port,
+    or any guest could speak for the fabric of any network; and one that says it is from another node must have come
+    where the way to that node begins, or any pod could.
+
+    Networks do not meet in the node, and none meets the default network: into one goes only what the node translates
+    (node ports) and what belongs to it; out of one nothing goes to the default network's pods or to the node itself,
+    but to the Services that every network may ask, and for names (a resolver may run on the node).
     """
     rules = "".join(
         f'    {"ip6" if ":" in pool else "ip"} saddr {pool} oifname != "{names.JOIN_PREFIX}*" masquerade\n'
@@ -203,16 +235,54 @@ table {NODE_TABLE} {{
   set vteps4 {{ type ipv4_addr; }}
   set vteps6 {{ type ipv6_addr; }}
   set vnis {{ typeof @th,96,24; }}
+  set pods4 {{ type ipv4_addr; flags interval; }}
+  set pods6 {{ type ipv6_addr; flags interval; }}
+  set services4 {{ type ipv4_addr; }}
+  set services6 {{ type ipv6_addr; }}
+  chain vxlan {{
+    ip saddr != @vteps4 drop
+    ip6 saddr != @vteps6 drop
+    fib saddr . iif oif missing drop
+  }}
+  chain begun {{
+    ct state established,related accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+  }}
+  chain asked {{
+    ct status & dnat == dnat ct original ip daddr @services4 accept
+    ct status & dnat == dnat ct original ip6 daddr @services6 accept
+  }}
+  chain to_node {{
+    jump begun
+    jump asked
+    meta l4proto {{ tcp, udp }} th dport 53 accept
+    drop
+  }}
+  chain from_network {{
+    jump begun
+    jump asked
+    ip daddr @pods4 drop
+    ip6 daddr @pods6 drop
+  }}
+  chain to_network {{
+    jump begun
+    ct status & dnat == dnat accept
+    drop
+  }}
   chain input {{
     type filter hook input priority filter - 10; policy accept;
-    udp dport {names.VXLAN_PORT} @th,96,24 @vnis ip saddr != @vteps4 drop
-    udp dport {names.VXLAN_PORT} @th,96,24 @vnis ip6 saddr != @vteps6 drop
+    udp dport {names.VXLAN_PORT} @th,96,24 @vnis jump vxlan
+    iifname "{names.JOIN_PREFIX}*" goto to_node
   }}
   chain forward {{
     type filter hook forward priority filter - 10; policy accept;
-    iifname "{names.JOIN_PREFIX}*" oifname "{names.JOIN_PREFIX}*" ct status & dnat == 0 drop
     udp dport {names.VXLAN_PORT} ip daddr @vteps4 drop
     udp dport {names.VXLAN_PORT} ip6 daddr @vteps6 drop
+    iifname "{names.JOIN_PREFIX}*" goto from_network
+  }}
+  chain into_network {{
+    type filter hook postrouting priority filter - 10; policy accept;
+    oifname "{names.JOIN_PREFIX}*" goto to_network
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -222,15 +292,17 @@ table {NODE_TABLE} {{
 """
 
 
-NODE_SETS: Final = frozenset({"vteps4", "vteps6", "vnis"})
-NODE_CHAINS: Final = frozenset({"input", "forward", "postrouting"})
+NODE_SETS: Final = frozenset({"vteps4", "vteps6", "vnis", "pods4", "pods6", "services4", "services6"})
+NODE_CHAINS: Final = frozenset({"vxlan", "into_network", "input", "forward", "postrouting"})
 
 
 def node_elements_script(missing: Mapping[str, Iterable[str]], stale: Mapping[str, Iterable[str]]) -> str:
-    """Bring the node's sets in step: ``vteps4`` and ``vteps6`` hold the other nodes, ``vnis`` this node's networks'."""
+    """Bring the node's sets in step: ``vteps`` hold the other nodes, ``vnis`` this node's networks', ``pods`` the
+    default network's subnets, ``services`` the addresses that every network may ask."""
     lines = [
         f"{verb} element {NODE_TABLE} {name} {{ {', '.join(sorted(elements))} }}"
-        for verb, found in (("add", missing), ("delete", stale))
+        # In this order, for a subnet may give way to one that holds it.
+        for verb, found in (("delete", stale), ("add", missing))
         for name, elements in sorted(found.items())
         if elements
     ]
@@ -304,5 +376,7 @@ def _bindings(endpoint: Endpoint) -> list[tuple[str, str]]:
     found += [("bind4", f'"{port}" . {mac} . {item.ip}') for item in endpoint.addresses if item.version == 4]
     sources = [item.ip for item in endpoint.addresses if item.version == 6] + [addresses.link_local(mac)]
     found += [("bind6", f'"{port}" . {mac} . {address}') for address in sources]
+    if endpoint.machine is not None:
+        found.append(("rarp", f'"{port}" . 0x{mac.replace(":", "")}'))
     found += [("target6", f'"{port}" . 0x{int(address):032x}') for address in sources]
     return found

@@ -1,12 +1,12 @@
 """The node's own namespace: forwarding, translation of what leaves by it, and the numbering of joins."""
 
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, collapse_addresses
 from types import MappingProxyType
 from typing import Final
 
 from vmnet.model import names
-from vmnet.model.addresses import IPAddress
+from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Join
 from vmnet.model.names import NetworkId
 from vmnet.plan import firewall, ops
@@ -34,18 +34,22 @@ def plan(
     *,
     vteps: Collection[IPAddress] = (),
     networks: Collection[NetworkId] = (),
+    pods: Collection[IPNetwork] = (),
+    services: Collection[IPAddress] = (),
     tables: Sequence[Table] = (),
     held: Held = MappingProxyType({}),
 ) -> tuple[Op, ...]:
     """Operations that let networks leave by the node; empty when they can.
 
     ``vteps``: underlay addresses of the *other* nodes; only they may speak VXLAN for ``networks``, those that are on
-    this node or about to be. To be planned again whenever one of the two changes. ``tables``: what else the node's own
-    namespace shall hold.
+    this node or about to be. ``pods``: subnets of the default network; ``services``: addresses that networks may ask.
+    To be planned again whenever one of these changes. ``tables``: what else the node's own namespace shall hold.
     """
     wanted = {
         "vteps4": {str(item) for item in vteps if item.version == 4},
         "vteps6": {str(item) for item in vteps if item.version == 6},
+        **{f"pods{version}": _subnets(pods, version) for version in (4, 6)},
+        **{f"services{version}": {str(item) for item in services if item.version == version} for version in (4, 6)},
         "vnis": {str(vni) for number in networks for vni in (number, number | names.L3_VNI_BIT)},
     }
     present = {name: set(observed.sets.get(name, ())) if observed.prepared else set() for name in wanted}
@@ -61,6 +65,14 @@ def plan(
         found.append(ops.LoadFirewall(None, elements))
     found += load_tables(None, observed.tables, tables, held)
     return tuple(found)
+
+
+def _subnets(found: Collection[IPNetwork], version: int) -> set[str]:
+    """As nft lists them; those that overlap are one, for a set of intervals refuses them."""
+    ipv4 = (item for item in found if isinstance(item, IPv4Network))
+    ipv6 = (item for item in found if isinstance(item, IPv6Network))
+    merged = collapse_addresses(ipv4) if version == 4 else collapse_addresses(ipv6)
+    return {str(item) if item.num_addresses > 1 else str(item.network_address) for item in merged}
 
 
 def allocate_join(

@@ -46,8 +46,16 @@ def test_the_sets_follow_the_nodes_and_networks() -> None:
     state = NodeState(prepared=True, sets=sets)
     assert node.plan(state, vteps=OTHERS, networks={ONE}) == ()
     assert loaded(node.plan(state, vteps=OTHERS[1:], networks={ONE, TWO})) == (
-        "add element inet vmnet vnis { 2, 8388610 }\ndelete element inet vmnet vteps4 { 172.30.0.12 }\n"
+        "delete element inet vmnet vteps4 { 172.30.0.12 }\nadd element inet vmnet vnis { 2, 8388610 }\n"
     )
+
+
+def test_subnets_of_the_default_network_are_as_nft_lists_them() -> None:
+    subnets = [ip_network(text) for text in ("10.244.1.0/24", "10.244.1.128/25", "10.9.9.9/32", "fd00:10:244:1::/64")]
+    services = [ip_address("10.96.0.1"), ip_address("fd00:10:96::1")]
+    script = loaded(node.plan(NodeState(), pods=subnets, services=services))
+    for line in ("pods4 { 10.244.1.0/24, 10.9.9.9 }", "pods6 { fd00:10:244:1::/64 }", "services6 { fd00:10:96::1 }"):
+        assert f"add element inet vmnet {line}" in script
 
 
 def test_a_table_that_is_half_there_is_replaced_with_all_its_elements() -> None:
