@@ -20,18 +20,22 @@ from vmnet.kube.api import (
     CLAIMS,
     CUDNS,
     LEASES,
+    MUTATING_WEBHOOKS,
     NADS,
     NAMESPACES,
     PODS,
     UDNS,
+    VALIDATING_WEBHOOKS,
     VMIMS,
     VMIS,
     VMS,
+    Forbidden,
     Invalid,
     Kube,
     NotFound,
     Object,
     Resource,
+    Unavailable,
 )
 from vmnet.kube.client import KubeClient
 from vmnet.lab.apiserver.testing import running_server
@@ -101,12 +105,13 @@ class Process:
 
 
 @asynccontextmanager
-async def controller(kubeconfig: Path, name: str = "one") -> AsyncIterator[Process]:
+async def controller(kubeconfig: Path, name: str = "one", *more: str) -> AsyncIterator[Process]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     arguments = [
         *("-m", "vmnet.cmd", "controller", "--kubeconfig", str(kubeconfig)),
         *("--namespace", SYSTEM, "--metrics-address", f"127.0.0.1:{port}", "--log-level", "info"),
+        *more,
     ]
     log = kubeconfig.with_name(f"{name}.log")
     with log.open("wb") as stderr:
@@ -241,6 +246,54 @@ async def test_networks_pods_machines_and_their_end(tmp_path: Path) -> None:
         await eventually(lambda: _gone(kube, NADS, "happy-tenant", "blue"))
         await eventually(lambda: _true(kube, UDNS, "second", "blue"))
         assert await process.stop() == 0
+
+
+async def test_the_webhook_names_claims_and_keeps_others_from_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"127.0.0.1:{probe.getsockname()[1]}"
+    options = ("--webhook-address", url, "--webhook-url", f"https://{url}")
+    async with cluster(tmp_path) as (kube, kubeconfig):
+        for resource in (VMS, VMIS, VMIMS):
+            await kube.create(CRDS, kubevirt_crd(resource))
+        await kube.create(CUDNS, network())
+        documents = yaml.safe_load_all((ROOT / "deploy" / "controller" / "webhook.yaml").read_text())
+        for document, resource in zip(documents, (MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS), strict=True):
+            await kube.create(resource, document)
+        spec = {"domain": {}, "networks": [{"name": "happy", "pod": {}}]}
+        kind = {"apiVersion": VMIS.api_version, "kind": VMIS.kind}
+        await eventually(lambda: kube.create(VMIS, {**kind, "metadata": {"name": "lone"}, "spec": spec}, "blue"))
+        vmi = await kube.get(VMIS, "lone", "blue")
+        owner = {**kind, "name": "lone", "uid": vmi["metadata"]["uid"], "controller": True}
+        labels = {"kubevirt.io": "virt-launcher", names.CREATED_BY_LABEL: vmi["metadata"]["uid"]}
+
+        async with controller(kubeconfig, "one", *options) as process:
+
+            async def configured() -> bool:
+                found = await kube.get(VALIDATING_WEBHOOKS, "vmnet-pods")
+                return bool(found["webhooks"][0]["clientConfig"].get("url"))
+
+            await eventually(configured)
+
+            async def accepted() -> Object | None:
+                try:
+                    return await kube.create(PODS, pod("source", labels=labels, ownerReferences=[owner]), "blue")
+                except Unavailable:
+                    # The replica is about to read its certificate.
+                    return None
+
+            made = await eventually(accepted)
+            assert made["metadata"]["annotations"][names.PRIMARY_CLAIM_ANNOTATION] == "lone.happy"
+            await eventually(lambda: allocation(kube, "source"))
+            forged = {names.PRIMARY_CLAIM_ANNOTATION: "victim.happy"}
+            with pytest.raises(Forbidden, match="is not one of machine lone"):
+                await kube.create(
+                    PODS, pod("thief", labels=labels, ownerReferences=[owner], annotations=forged), "blue"
+                )
+            assert await process.stop() == 0
+        # Nobody answers: pods of machines wait, all others do not.
+        with pytest.raises(Unavailable, match="failed calling webhook"):
+            await kube.create(PODS, pod("target", labels=labels, ownerReferences=[owner]), "blue")
+        await kube.create(PODS, pod("plain"), "blue")
 
 
 async def test_a_wrong_network_is_refused_by_the_api(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from aiohttp import web
 from vmnet import metrics
 from vmnet.controller.cluster import WATCHED, Cluster
 from vmnet.controller.controller import Controller
+from vmnet.controller.webhook import Keeper, Place, Reviewer, Server
 from vmnet.kube.api import (
     CLAIMS,
     CUDNS,
@@ -60,6 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1:9411",
         metavar="HOST:PORT",
         help="where /metrics, /livez and /readyz are served (%(default)s)",
+    )
+    parser.add_argument(
+        "--webhook-address",
+        type=host_and_port,
+        metavar="HOST:PORT",
+        help="where the webhook on virt-launcher pods is served, over TLS (default: it is not served)",
+    )
+    parser.add_argument(
+        "--webhook-url",
+        metavar="URL",
+        help="how the API server reaches the webhook where it cannot use a Service (https://HOST:PORT)",
     )
     parser.add_argument("--cluster-domain", default="cluster.local", help="DNS domain of the cluster (%(default)s)")
     parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
@@ -111,6 +123,9 @@ async def run(arguments: argparse.Namespace) -> int:
         identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
         elector = Elector(kube, namespace=arguments.namespace, name=LEASE, identity=identity)
         lost = False
+        place = Place(arguments.namespace, arguments.webhook_url)
+        served = arguments.webhook_address
+        webhook = Server(kube, Reviewer(kube, cluster, arguments.namespace), place, served) if served else None
 
         def ready() -> str | None:
             behind = sorted(item.resource.plural for item in informers.values() if not item.synced.is_set())
@@ -125,7 +140,10 @@ async def run(arguments: argparse.Namespace) -> int:
         async def leading() -> None:
             nonlocal lost
             try:
-                await controller.run()
+                async with TaskScope() as own:
+                    if webhook is not None:
+                        own.service(Keeper(kube, place).run(), "webhook certificates")
+                    await controller.run()
             finally:
                 # Only a fresh process may lead again: this one's memory may be behind what the next leader writes.
                 lost = not stop.is_set()
@@ -138,6 +156,8 @@ async def run(arguments: argparse.Namespace) -> int:
             async with TaskScope() as tasks:
                 for informer in informers.values():
                     tasks.service(informer.run(), f"watch {informer.resource.plural}")
+                if webhook is not None:
+                    tasks.service(webhook.run(), "webhook")
                 election = tasks.start(_elect(kube, arguments.namespace, elector, leading), "election")
                 log.info("controller %s, cluster domain %s", identity, arguments.cluster_domain)
                 await stop.wait()

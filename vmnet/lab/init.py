@@ -33,6 +33,7 @@ from vmnet.lab.processes import Processes, Specification, Status, python_module
 log = logging.getLogger(__name__)
 
 REPOSITORY: Final = Path(__file__).parents[2]
+WEBHOOK: Final = REPOSITORY / "deploy" / "controller" / "webhook.yaml"
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
 CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"
@@ -284,12 +285,14 @@ class Supervisor:
         if files:
             await self._kubectl("apply", "--server-side", "--force-conflicts", *files)
             await self._kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+        if not self._external and "controller" not in self._without:
+            await self._kubectl("apply", "-f", str(WEBHOOK))
 
     async def _start_components(self) -> None:
         inner = str(self._directory.inner_kubeconfig)
         fabric = (
             ("controllers", python_module("vmnet.lab.controllers", "--kubeconfig", inner)),
-            ("controller", python_module("vmnet.cmd", "controller", "--kubeconfig", inner)),
+            ("controller", python_module("vmnet.cmd", "controller", "--kubeconfig", inner, *self._webhook())),
             ("virt", python_module("vmnet.lab.virt", "controller", "--kubeconfig", inner)),
         )
         wanted = []
@@ -303,6 +306,13 @@ class Supervisor:
             for component, specification in wanted:
                 if component not in self._without:
                     group.create_task(self._start(specification))
+
+    def _webhook(self) -> tuple[str, ...]:
+        """The controller's options. An API server of another cluster cannot reach it here."""
+        if self._external:
+            return ()
+        address = f"{topology.FABRIC_IPV4}:{topology.WEBHOOK_PORT}"
+        return ("--webhook-address", address, "--webhook-url", f"https://{address}")
 
     def _node_components(self, host: topology.Host, kubeconfig: str) -> list[tuple[str, Specification]]:
         node = ("--node-name", host.name, "--kubeconfig", kubeconfig)

@@ -25,6 +25,7 @@ OUTSIDE: Final = "outside"
 FABRIC: Final = "fabric"
 API_PORT: Final = 6443
 METRICS_PORT: Final = 9465
+WEBHOOK_PORT: Final = 9443
 MTU: Final = 1500
 MAX_NODES: Final = 50
 DEFAULT_POD_NETWORK: Final = IPv4Network("10.244.0.0/16")

@@ -34,9 +34,29 @@ def test_every_manifest_is_installed() -> None:
     assert listed == on_disk
 
 
+HOOKS = {"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
+
+
+def test_a_dead_webhook_stops_no_pod_that_is_no_machine_s() -> None:
+    hooks = {item["kind"]: item["webhooks"] for item in documents() if item["kind"] in HOOKS}
+    assert hooks.keys() == HOOKS
+    for (hook,) in hooks.values():
+        assert hook["objectSelector"] == {"matchLabels": {"kubevirt.io": "virt-launcher"}}
+        assert {"key": "k8s.ovn.org/primary-user-defined-network", "operator": "Exists"} in (
+            hook["namespaceSelector"]["matchExpressions"]
+        )
+        assert [rule["resources"] for rule in hook["rules"]] == [["pods"]]
+        service = of_kind("Service")[0]["metadata"]
+        named = hook["clientConfig"]["service"]
+        assert (named["namespace"], named["name"]) == (service["namespace"], service["name"])
+    # A pod without the reference works; a forged one must not slip through.
+    assert hooks["MutatingWebhookConfiguration"][0]["failurePolicy"] == "Ignore"
+    assert hooks["ValidatingWebhookConfiguration"][0]["failurePolicy"] == "Fail"
+
+
 def test_everything_lives_in_the_systems_namespace() -> None:
     assert of_kind("Namespace")[0]["metadata"]["name"] == "vmnet-system"
-    cluster = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+    cluster = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", *HOOKS}
     for item in documents():
         if item["kind"] not in cluster:
             assert item["metadata"]["namespace"] == "vmnet-system", item["metadata"]["name"]
