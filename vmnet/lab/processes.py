@@ -1,7 +1,7 @@
 """The lab's own processes: each with a log file, watched, and restarted only when somebody asks.
 
 A process that exits by itself is a fault of the lab or the product, so it is reported, never hidden by a restart. The
-one exception is the controller: a leader that could not renew its lease ends by design, and a Deployment starts it again.
+one exception is the controller: a leader that could not renew its lease ends by design; a Deployment starts it again.
 """
 
 import asyncio
