@@ -1,6 +1,8 @@
 """Operations as batch lines of iproute2 and scripts of nftables."""
 
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +17,7 @@ from vmnet.plan.ops import Op
 
 POD_TABLE: Final = 100
 """Routing table of replies from a pod's default interface."""
+_SECONDS: Final = 10
 _ZERO_MAC: Final = "00:00:00:00:00:00"
 _FAILED_LINE: Final = re.compile(r"^Command failed -:(\d+)", re.MULTILINE)
 _GONE: Final = (
@@ -272,8 +275,11 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     stale += [f"rule del {rule}" for rule in rules[4]]
     up += [f"rule add {rule}" for rule in rules[4]]
     plain, inet6 = ("ip", "-batch", "-"), ("ip", "-6", "-batch", "-")
+    # Plugins that route by a link-local neighbour (Calico) do not tell it: the route that they made does.
+    untold = tuple(address.version for address, via in op.default_addresses if via is None)
     steps: list[Step | Call] = [
         Call(op.netns, partial(_write_sysctls, sysctls)),
+        *([Call(op.netns, partial(_keep_default_routes, op.default_interface, untold))] if untold else []),
         *([Step(plain, op.netns, tuple(stale), tolerant=True)] if stale else []),
         Step(plain, op.netns, tuple(up)),
     ]
@@ -288,6 +294,21 @@ def _route(destination: IPNetwork, interface: InterfaceName, gateway: IPAddress 
     if gateway is None:
         return f"unreachable {destination} proto static"
     return f"{destination} via {gateway} dev {interface} proto static"
+
+
+def _keep_default_routes(interface: InterfaceName, versions: tuple[int, ...]) -> None:
+    """Copy a device's default routes to the table of its own replies, before they are deleted. Raises OSError."""
+    for version in versions:
+        show = ["ip", f"-{version}", "-j", "route", "show", "default", "dev", interface]
+        listed = subprocess.run(show, capture_output=True, timeout=_SECONDS, check=False)
+        for route in json.loads(listed.stdout or b"[]"):
+            if "gateway" not in route:
+                continue
+            hop = ["via", route["gateway"], "dev", interface, "table", str(POD_TABLE), "onlink"]
+            keep = ["ip", f"-{version}", "route", "replace", "default", *hop]
+            done = subprocess.run(keep, capture_output=True, timeout=_SECONDS, check=False)
+            if done.returncode:
+                raise OSError(0, done.stderr.decode(errors="replace").strip())
 
 
 def _write_sysctls(values: tuple[tuple[str, str], ...]) -> None:

@@ -1,7 +1,8 @@
 from ipaddress import ip_address, ip_interface, ip_network
 
 from vmnet.kernel import commands
-from vmnet.kernel.commands import Batch, Step
+from vmnet.kernel.commands import Batch, Call, Step, render
+from vmnet.model import names
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import ops
 
@@ -124,3 +125,24 @@ def test_only_a_pod_s_port_gives_frames_back() -> None:
     for suppress, said in ((True, "on"), (False, "off")):
         fabric = lines(ops.AttachToBridge(NAMESPACE, InterfaceName("vx0"), InterfaceName("br0"), suppress))
         assert any(f"neigh_suppress {said} hairpin off" in line for line in fabric)
+
+
+def test_a_gateway_that_nobody_told_is_taken_from_the_pods_own_route() -> None:
+    """Before that route is deleted, and only then: a program more for each pod."""
+    address, hop = ip_interface("10.9.0.5/32"), ip_address("169.254.1.1")
+    told, untold = (
+        render(
+            ops.ConfigurePod(
+                "/run/netns/pod",
+                names.PRIMARY_INTERFACE,
+                names.DEFAULT_INTERFACE,
+                (ip_interface("10.20.0.5/16"),),
+                (ip_address("10.20.0.1"),),
+                ((address, via),),
+            )
+        )
+        for via in (hop, None)
+    )
+    assert [isinstance(step, Call) for step in told] == [True, False, False]
+    assert [isinstance(step, Call) for step in untold] == [True, True, False, False]
+    assert any("table 100" in line for step in told if isinstance(step, Step) for line in step.lines)
