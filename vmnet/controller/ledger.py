@@ -1,5 +1,6 @@
 """Who has which address in every network: the allocators, filled from the API before the first address is given."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final, NewType
@@ -7,7 +8,7 @@ from typing import Final, NewType
 from vmnet import metrics
 from vmnet.controller import objects
 from vmnet.controller.cluster import Attachment, Cluster
-from vmnet.ipam.errors import AllocationError
+from vmnet.ipam.errors import AddressConflict, AllocationError
 from vmnet.ipam.network_pools import Allocation, NetworkPools
 from vmnet.ipam.node_pools import NodePools
 from vmnet.kube.api import NODES, Object, object_key
@@ -150,6 +151,9 @@ class Ledger:
             for pod in self._cluster.attached(attachment.key):
                 if objects.alive(pod):
                     self._load_pod(pools, attachment, pod)
+        if isinstance(pools, NetworkPools):
+            for claim in self._cluster.claims(network):
+                self._settle_mac(pools, claim)
         self.publish(network)
 
     def _load_parts(self, pools: NodePools, node: Object) -> None:
@@ -166,9 +170,19 @@ class Ledger:
                 return
             request = self._cluster.claim_request(claim)
             mac = request.mac if request is not None else None
-            pools.reserve(claim_owner(object_key(claim)), wanted, mac, partial=True)
+            owner = claim_owner(object_key(claim))
+            # A claim does not tell its MAC, and the one that follows from the address may be somebody else's by now.
+            pools.reserve(owner, wanted, mac if mac is not None else pools.spare_mac(owner), partial=True)
         except (ValueError, AllocationError) as error:
             log.error("claim %s of network %s: %s", object_key(claim), pools.network.name, error)
+
+    def _settle_mac(self, pools: NetworkPools, claim: Object) -> None:
+        """A claim that no pod has told the MAC of gets the one that follows from its address, if nobody has that."""
+        owner = claim_owner(object_key(claim))
+        held = pools.get(owner)
+        if held is not None and held.mac == pools.spare_mac(owner, held.mac):
+            with contextlib.suppress(AddressConflict):
+                pools.reserve(owner, held.addresses, partial=True)
 
     def _load_pod(self, pools: NetworkPools | NodePools, attachment: Attachment, pod: Object) -> None:
         try:

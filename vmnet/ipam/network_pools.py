@@ -77,7 +77,7 @@ class NetworkPools:
         if mac is not None:
             self._check_mac(mac, owner)
         elif not self._pools:
-            mac = self._mac_of(owner)
+            mac = self.spare_mac(owner)
         passed_over: list[tuple[Pool, IPAddress]] = []
         taken: list[tuple[Pool, IPAddress]] = []
         try:
@@ -165,13 +165,13 @@ class NetworkPools:
         if holder is not None and holder != owner:
             raise AddressConflict(ConflictKind.MAC, mac, holder)
 
-    def _mac_of(self, owner: str) -> MacAddress:
-        """A MAC that nobody has; the same again for as long as nobody takes it."""
+    def spare_mac(self, owner: str, own: MacAddress | None = None) -> MacAddress:
+        """A MAC that nobody has, or nobody but ``own``'s holder; from the owner's name, so the same again."""
         attempt = 0
         while True:
             digest = hashlib.sha256(f"{self.network.name} {owner} {attempt}".encode()).digest()
-            mac = MacAddress("0a:58:" + ":".join(f"{byte:02x}" for byte in digest[:4]))
-            if mac not in self._macs:
+            mac = MacAddress("0a:58:" + digest[:4].hex(":"))
+            if mac == own or mac not in self._macs:
                 return mac
             attempt += 1
 

@@ -394,3 +394,24 @@ async def test_a_successor_of_the_same_name_waits_for_a_claim_of_its_own(tenant:
         tenant.kube.seed(VMIS, {**made, "metadata": {**made["metadata"], "uid": "successor"}})
         given = await tenant.until(lambda: tenant.allocation("blue", "early", KEY))
         assert given["ip_addresses"] == tenant.claim_ips("blue", "blue.happy")
+
+
+async def test_a_restart_keeps_an_address_whose_own_mac_is_somebody_elses(tenant: Any) -> None:
+    # 192.168.0.3 was given with another MAC than its own; its machine is gone, so nobody says which.
+    status = {"ips": ["192.168.0.3/16", "fd00:10::3/64"]}
+    spec = {"network": "cluster_udn_happy-tenant", "interface": ""}
+    owner = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": "a", "uid": "a"}
+    rest = {"finalizers": [names.CLAIM_FINALIZER], "ownerReferences": [owner]}
+    async with tenant.controller():
+        await tenant.until(lambda: tenant.nad("blue", "happy-tenant"))
+        tenant.vm("blue", "b", mac="0a:58:c0:a8:00:03", addresses=["192.168.0.9", "fd00:10::9"])
+        await tenant.until(lambda: tenant.claim_ips("blue", "b.happy"))
+    tenant.kube.seed(
+        CLAIMS, {"metadata": {"name": "z.happy", "namespace": "blue", **rest}, "spec": spec, "status": status}
+    )
+    async with tenant.controller() as controller:
+        network = next(controller.cluster.attachments()).network
+        held = controller.ledger.pools(network).get("claim blue/z.happy")
+        assert held is not None
+        assert list(map(str, held.addresses)) == status["ips"]
+        assert held.mac != "0a:58:c0:a8:00:03"
