@@ -6,6 +6,7 @@
  *   probe send HOST PORT SECONDS [RATE]        TCP stream to HOST, RATE octets a second
  *   probe receive HOST PORT SECONDS            TCP stream from HOST
  *   probe resolve NAME A|AAAA|PTR              names by /etc/resolv.conf, one value a line
+ *   probe frames INTERFACE                     sends each line of standard input, a whole frame in hex
  *   probe agent [--listen PATH]                runs commands for the host (see vmnet/lab/guest/agent.py)
  *
  * The result is one JSON object on one line; with --json-lines progress comes before it, a line a second. SIGTERM, SIGINT
@@ -20,7 +21,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_packet.h>
 #include <linux/sockios.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -1195,6 +1198,36 @@ static int agent(int count, char **arguments) {
     return 0;
 }
 
+/* Frames as they are given, whatever the kernel would make of them. */
+static int frames(int count, char **arguments) {
+    struct sockaddr_ll to;
+    static char line[8192];
+    unsigned char frame[sizeof line / 2];
+    int found, sent = 0;
+    if (count != 1)
+        fail("usage: probe frames INTERFACE");
+    memset(&to, 0, sizeof to);
+    to.sll_family = AF_PACKET;
+    to.sll_ifindex = (int)if_nametoindex(arguments[0]);
+    found = socket(AF_PACKET, SOCK_RAW, 0);
+    if (!to.sll_ifindex || found < 0)
+        fail("%s: %s", arguments[0], strerror(errno));
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        size_t size = 0;
+        unsigned int byte;
+        while (sscanf(line + 2 * size, "%2x", &byte) == 1)
+            frame[size++] = (unsigned char)byte;
+        if (size == 0)
+            continue;
+        if (sendto(found, frame, size, 0, (struct sockaddr *)&to, sizeof to) < 0)
+            fail("frame %d: %s", sent + 1, strerror(errno));
+        sent++;
+    }
+    printf("{\"sent\": %d}\n", sent);
+    close(found);
+    return 0;
+}
+
 int main(int count, char **arguments) {
     struct sigaction action;
     int kept = 1, index;
@@ -1212,7 +1245,7 @@ int main(int count, char **arguments) {
     arguments[kept] = NULL;
     count = kept;
     if (count < 2)
-        fail("usage: probe serve|udp|send|receive|resolve|agent …");
+        fail("usage: probe serve|udp|send|receive|resolve|frames|agent …");
     if (!strcmp(arguments[1], "serve"))
         return serve(count - 2, arguments + 2);
     if (!strcmp(arguments[1], "udp"))
@@ -1223,8 +1256,10 @@ int main(int count, char **arguments) {
         return stream(count - 2, arguments + 2, 0);
     if (!strcmp(arguments[1], "resolve"))
         return resolve(count - 2, arguments + 2);
+    if (!strcmp(arguments[1], "frames"))
+        return frames(count - 2, arguments + 2);
     if (!strcmp(arguments[1], "agent"))
         return agent(count - 2, arguments + 2);
-    fail("%s is not serve, udp, send, receive, resolve or agent", arguments[1]);
+    fail("%s is not serve, udp, send, receive, resolve, frames or agent", arguments[1]);
     return 2;
 }
