@@ -1,7 +1,8 @@
 """``make bench-datapath``: traffic through a network against a bare bridge and VXLAN between the same pods.
 
-The network has 10,000 endpoints and port security. Both ways are measured in turn, five times each, in one run; what is
-compared are ratios of medians, and the spread of each is shown beside it.
+The network has 10,000 endpoints, port security, Services, and a policy that isolates all of them. Both ways are
+measured in turn, five times each, in one run; what is compared are ratios of medians, and the spread of each is shown
+beside it.
 """
 
 import argparse
@@ -25,6 +26,7 @@ METER: Final = Path(__file__).with_name("meter.c")
 PORT: Final = "7100"
 BULK_PORT: Final = "5201"
 ROUNDS: Final = 5
+_CLUSTER: Final = {str(address) for address in node.SERVICES.values()}
 CONNECTIONS: Final = "4000"
 """Fewer than a client has ports."""
 
@@ -65,7 +67,9 @@ class Bench:
         for name in node.NODES:
             self._tell(f"render {endpoints} endpoints on {name}")
             argv = [sys.executable, "-m", "vmnet.lab.bench.node", name]
-            done = await self._lab.exec(name, argv, stdin=json.dumps({"endpoints": endpoints}), timeout=300)
+            done = await self._lab.exec(
+                name, argv, stdin=json.dumps({"endpoints": endpoints, "port": int(PORT)}), timeout=300
+            )
             if done.exit:
                 raise LabError(f"node {name} could not be prepared: {done.stderr.strip()[-800:]}")
             taken[name] = json.loads(done.stdout)
@@ -93,7 +97,14 @@ class Bench:
 
     async def connections(self, address: str) -> float:
         """TCP connections a second, one after another."""
-        return float(json.loads(await self._in_pod(self._meter, "connect", address, PORT, CONNECTIONS))["per_second"])
+        return await self._connect(address, PORT)
+
+    async def service_connections(self, address: str) -> float:
+        """The same, of a Service when it is a cluster address."""
+        return await self._connect(address, str(node.SERVICE_PORT) if address in _CLUSTER else PORT)
+
+    async def _connect(self, address: str, port: str) -> float:
+        return float(json.loads(await self._in_pod(self._meter, "connect", address, port, CONNECTIONS))["per_second"])
 
     async def _until_answered(self, address: str) -> None:
         for _ in range(50):
@@ -124,6 +135,13 @@ async def measure(lab: Lab, endpoints: int, tell: Callable[[str], None]) -> dict
             (Measurement(f"small packets, {where}", "1/s", 0.90, at_least=True), bench.packets, ours, bare),
             (Measurement(f"RTT p99, {where}", "µs", 1.15, at_least=False), bench.rtt, ours, bare),
             (Measurement(f"TCP connections, {where}", "1/s", 0.85, at_least=True), bench.connections, ours, bare),
+            # Against the same pod by its own address in the network.
+            (
+                Measurement(f"ClusterIP connections, {where}", "1/s", 0.85, at_least=True),
+                bench.service_connections,
+                str(node.SERVICES[pod]),
+                ours,
+            ),
         ]
     for number in range(ROUNDS):
         tell(f"round {number + 1} of {ROUNDS}")

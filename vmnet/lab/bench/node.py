@@ -18,8 +18,11 @@ from vmnet.model.addresses import mac_for
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, RemoteEndpoint
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network
+from vmnet.model.policy import parse
+from vmnet.model.service import Backend, Service, ServicePort
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
+from vmnet.plan import policy, services
 from vmnet.plan.network import PodInterface
 from vmnet.plan.table import Table
 
@@ -29,6 +32,21 @@ PODS: Final = {"a": ("n1", 11), "b": ("n2", 12), "c": ("n1", 13)}
 """Pod → its node and the host part of its address; ``10.128.0.x`` in the network, ``10.129.0.x`` on the bare one."""
 MTU: Final = 1450
 BARE_VNI: Final = 70
+
+
+SERVICES: Final = {"b": ip_address("10.96.7.1"), "c": ip_address("10.96.7.2")}
+"""Pod → cluster address of a Service that it alone answers for."""
+SERVICE_PORT: Final = 80
+POLICY: Final = {
+    "metadata": {"namespace": "bench", "name": "members"},
+    "spec": {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"bench": "member"}}}]}],
+        "egress": [{"to": [{"podSelector": {"matchLabels": {"bench": "member"}}}]}],
+    },
+}
+"""Every pod is isolated both ways and may speak with every other: what it costs is looked up for every connection."""
 
 
 def network_address(pod: str) -> str:
@@ -49,6 +67,34 @@ def endpoint(host: int, node: str, pod: str) -> Endpoint:
     return Endpoint(PodReference("bench", pod, f"uid-{pod}"), NETWORK.name, node, mac_for(address.ip), addresses)
 
 
+def tables(wanted: NodeNetwork, ports: Sequence[LocalPort], port: int) -> tuple[Table, ...]:
+    """The Services, and the policy over every endpoint, as an agent would have them once ``ports`` are there."""
+    found = [
+        Service(
+            "bench",
+            f"service-{pod}",
+            (address,),
+            (
+                ServicePort(
+                    "",
+                    "tcp",
+                    SERVICE_PORT,
+                    backends=(Backend(endpoint(PODS[pod][1], PODS[pod][0], pod).addresses[0].ip, port, PODS[pod][0]),),
+                ),
+            ),
+        )
+        for pod, address in SERVICES.items()
+    ]
+    policies = policy.NetworkPolicies()
+    policies.put_namespace("bench", {})
+    policies.put_policy("members", parse(POLICY))
+    local = [item.endpoint for item in ports]
+    for item in (*local, *(remote.endpoint for remote in wanted.remotes)):
+        addresses = tuple(address.ip for address in item.addresses)
+        policies.put_member(policy.Member(item.pod, {"bench": "member"}, addresses))
+    return (*services.network_tables(replace(wanted, ports=tuple(ports)), found, ()), *policies.tables(local))
+
+
 def desired(node: Node, join_state: Any, total: int) -> NodeNetwork:
     """The network with the pods of this benchmark and others, ``total`` in all, on the other node."""
     other = next(item for item in NODES.values() if item.name != node.name)
@@ -65,13 +111,14 @@ def desired(node: Node, join_state: Any, total: int) -> NodeNetwork:
     )
 
 
-async def render(kernel: LinuxKernel, node: Node, total: int, tables: Sequence[Table]) -> dict[str, float]:
+async def render(kernel: LinuxKernel, node: Node, total: int, port: int) -> dict[str, float]:
     """Make the network; seconds that each part took."""
     other = next(item for item in NODES.values() if item.name != node.name)
     await kernel.apply(node_plan.plan(await kernel.observe_node(), vteps=(other.address,), networks={NETWORK.id}))
     wanted = desired(node, await kernel.observe_node(), total)
     begun = time.monotonic()
-    found = network_plan.plan(wanted, None, tables)
+    here = [LocalPort(endpoint(host, name, pod)) for pod, (name, host) in PODS.items() if name == node.name]
+    found = network_plan.plan(wanted, None, tables(wanted, here, port))
     planned = time.monotonic()
     await kernel.apply(found)
     applied = time.monotonic()
@@ -132,7 +179,7 @@ async def main(name: str) -> None:
     wanted = json.load(sys.stdin)
     kernel = LinuxKernel()
     try:
-        taken = await render(kernel, NODES[name], int(wanted["endpoints"]), ())
+        taken = await render(kernel, NODES[name], int(wanted["endpoints"]), int(wanted["port"]))
         await bare(NODES[name])
     finally:
         await kernel.close()
