@@ -107,7 +107,8 @@ def parse(item: Object, slices: Iterable[Object]) -> Service:
             internal_local=spec.get("internalTrafficPolicy") == LOCAL,
             external_local=spec.get("externalTrafficPolicy") == LOCAL,
             sources=tuple(addresses.network(text.strip()) for text in spec.get("loadBalancerSourceRanges") or []),
-            members=tuple(sorted(_members(shown, every=every))),
+            # Addresses of different families have no order of their own.
+            members=tuple(sorted(_members(shown, every=every), key=lambda one: (one.address.version, one))),
             alias=str(spec.get("externalName") or "") if spec.get("type") == "ExternalName" else "",
         )
     except ValueError as error:

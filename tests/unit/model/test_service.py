@@ -94,3 +94,9 @@ def test_who_dns_may_name_and_what_an_external_name_stands_for() -> None:
     assert parse(
         item(type="ExternalName", externalName="www.example.org", clusterIPs=None, clusterIP=""), ()
     ).alias == ("www.example.org")
+
+
+def test_a_service_of_both_families_names_the_members_of_both() -> None:
+    slices = [endpoints("fd06::5", family="IPv6"), endpoints("103.103.0.5")]
+    found = parse(item(clusterIPs=["10.96.0.5", "fd00:10:96::5"], ports=[{"port": 80}]), slices)
+    assert [str(member.address) for member in found.members] == ["103.103.0.5", "fd06::5"]
