@@ -150,11 +150,14 @@ class Cluster:
         for argv in (["ip", "netns", "list"], ["ip", "-o", "link"], ["ip", "-o", "-d", "rule"]):
             lines = (await self._output(node, argv)).splitlines()
             found |= {line for line in lines if any(word in line for word in _MARKS)}
-        # A table that is there without networks counts as nothing only for as long as it is the same.
         for line in (await self._output(node, ["nft", "list", "tables"])).splitlines():
-            if "vmnet" in line:
-                shown = await self.lab.exec(node, ["nft", "list", *line.split()])
-                found.add(shown.stdout if shown.exit == 0 else f"{line}, on its way out")
+            if "vmnet" in line and line not in _PERMANENT:
+                found.add(line)
+        # Tables that are there without networks: what a network puts into them.
+        for identity, kind, name in _CONTENTS:
+            shown = await self.lab.exec(node, ["nft", "list", kind, *identity.split(), name])
+            if "elements" in shown.stdout:
+                found.add(shown.stdout)
         return found
 
     async def _output(self, node: str, argv: list[str]) -> str:
@@ -163,6 +166,11 @@ class Cluster:
         return done.stdout
 
 
+_PERMANENT = {"table inet vmnet", "table inet vmnet-services", "table inet vmnet-default"}
+_CONTENTS = [
+    ("inet vmnet", "set", "vnis"),
+    *(("inet vmnet-services", "map", f"{name}{family}") for name in ("ports", "external") for family in (4, 6)),
+]
 _MARKS = ("vmnet-", "vmj", "vmx", "vml", "vxlan")
 
 
