@@ -75,7 +75,7 @@ async def test_the_api_says_what_the_guest_has(world: Any, machine: tuple[str, s
     assert primary["mac_address"] == interface["mac"] == (await world.facts(machine))["mac"]
     assert primary["gateway_ips"] == [GATEWAY, "fd20:1234::1"]
     assert networks["default"]["role"] == "infrastructure-locked"
-    assert networks["default"]["ip_address"].startswith("10.244.")
+    assert networks["default"]["ip_addresses"][0].startswith("10.244.")
     default, entry = json.loads(pod["metadata"]["annotations"][names.NETWORK_STATUS_ANNOTATION])
     assert default["interface"] == "eth0"
     assert "default" not in default
