@@ -176,25 +176,25 @@ _MARKS = ("vmnet-", "vmj", "vmx", "vml", "vxlan")
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def cluster() -> AsyncIterator[Cluster]:
-    """Two nodes without machines."""
+    """Two nodes without machines, and in namespace red what every test, alone or beside others, begins with."""
     async with Lab(f"2-{secrets.token_hex(4)}", 2, without=("virt",)) as lab:
         found = Cluster(lab)
         for node in ("n1", "n2"):
             found.before[node] = await found.traces(node)
+        await found.apply(
+            namespace("red"),
+            network("red", "tenant", role="Primary", subnets=["10.20.0.0/16"]),
+            network("red", "storage", role="Secondary", subnets=["10.30.0.0/24", "fd00:30::/64"]),
+            network("red", "bare", role="Secondary", ipam={"mode": "Disabled"}),
+            pod("red", "a", "n1", "storage,bare@raw0"),
+            pod("red", "b", "n2", [{"name": "storage", "ips": ["10.30.0.77/24", "fd00:30::77/64"]}, {"name": "bare"}]),
+            pod("red", "plain", "n2"),
+        )
+        await found.ready("red", "a", "b", "plain")
         yield found
 
 
 async def test_pods_of_two_nodes_meet_on_a_secondary_network(cluster: Cluster) -> None:
-    await cluster.apply(
-        namespace("red"),
-        network("red", "tenant", role="Primary", subnets=["10.20.0.0/16"]),
-        network("red", "storage", role="Secondary", subnets=["10.30.0.0/24", "fd00:30::/64"]),
-        network("red", "bare", role="Secondary", ipam={"mode": "Disabled"}),
-        pod("red", "a", "n1", "storage,bare@raw0"),
-        pod("red", "b", "n2", [{"name": "storage", "ips": ["10.30.0.77/24", "fd00:30::77/64"]}, {"name": "bare"}]),
-        pod("red", "plain", "n2"),
-    )
-    await cluster.ready("red", "a", "b", "plain")
     status = await cluster.annotation("red", "a", names.NETWORK_STATUS_ANNOTATION)
     assert [(item["name"], item["interface"], item.get("default", False)) for item in status] == [
         ("default", "eth0", False),

@@ -214,12 +214,16 @@ class PodWorker:
             self._attempts[entry["name"]] = entry.get("restartCount", 0)
         if self._record is None:
             return
+        sandbox: Sandbox | None = None
         try:
-            self._sandbox = await Sandbox.connect(self._directory / "sandbox.sock")
-            await self._sandbox.refresh()
+            sandbox = await Sandbox.connect(self._directory / "sandbox.sock")
+            await sandbox.refresh()
         except RuntimeFault:
+            self._sandbox = sandbox
             await self._remove_sandbox()
             return
+        # Not before its containers are known: who sees a sandbox without any would start them again.
+        self._sandbox = sandbox
         for identifier in self._sandbox.containers:
             name, _, attempt = identifier.rpartition(".")
             self._attempts[name] = max(self._attempts.get(name, 0), int(attempt))
