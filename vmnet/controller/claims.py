@@ -211,13 +211,28 @@ class ClaimReconciler:
         self.filled: Callable[[str], None] = lambda key: None
         """Called with the key of a claim whose addresses are reserved."""
         self._now = now
+        self._holders: dict[str, str] = {}
+        """Key → uid of the claim that the ledger's reservation was made for."""
+
+    def load(self) -> None:
+        """Remember whose the reservations are that the ledger has taken over. After the ledger."""
+        for claim in self._cluster.items(CLAIMS):
+            if (claim.get("status") or {}).get("ips"):
+                self._holders[object_key(claim)] = str(claim["metadata"].get("uid"))
 
     async def reconcile(self, key: str) -> None:
         """Reserve or allocate what a claim stands for, and say so in its status."""
         claim = self._cluster.get(CLAIMS, key)
         self._waiting.leave("claim", key)
-        if claim is None:
+        former = self._holders.get(key)
+        if former is not None and (claim is None or claim["metadata"].get("uid") != former):
+            # What a claim had goes with it; a successor of the same name may ask for something else.
+            del self._holders[key]
             self._ledger.release(claim_owner(key))
+        if claim is None:
+            if not any(self._cluster.claimants(key)):
+                # Nor has a pod anything that was loaded for it.
+                self._ledger.release(claim_owner(key))
             return
         name = (claim.get("spec") or {}).get("network")
         namespaces = (objects.namespace_of(claim), SHARED_NAMESPACE)
@@ -227,6 +242,7 @@ class ClaimReconciler:
             # What a Layer3 network gives is bound to a node, and so is nothing for a machine to keep.
             return
         status: dict[str, Any] = {}
+        unwritten = False
         try:
             allocation = self._fill(claim, key, attachment)
         except (ValueError, AllocationError) as error:
@@ -236,9 +252,12 @@ class ClaimReconciler:
             if not (claim.get("status") or {}).get("ips"):
                 # The schema requires the field.
                 status["ips"] = []
+                # It asked for something else before; whether that was written down, only a write can tell.
+                unwritten = key in self._holders
         else:
             if allocation is None:
                 return
+            self._holders[key] = str(claim["metadata"].get("uid"))
             condition = Condition(IPS_ALLOCATED, True, "SuccessfulAllocation", "the addresses belong to this claim")
             ips = [str(item) for item in allocation.addresses]
             if (claim.get("status") or {}).get("ips") != ips:
@@ -249,10 +268,14 @@ class ClaimReconciler:
             self.filled(key)
         self._ledger.publish(attachment.network.name)
         conditions = merged(claim, [condition], self._now())
-        if conditions is not None:
-            status["conditions"] = conditions
+        if conditions is not None or unwritten:
+            status["conditions"] = conditions if conditions is not None else claim["status"]["conditions"]
         if set(status) - {"ips"} or status.get("ips"):
             await self._write(claim, status)
+        if unwritten and self._holders.get(key) == claim["metadata"].get("uid"):
+            # The version that was written over had no addresses.
+            del self._holders[key]
+            self._ledger.release(claim_owner(key))
 
     def _fill(self, claim: Object, key: str, attachment: Attachment) -> Allocation | None:
         """Addresses of the claim; None while nobody asks for them. Never awaits. Raises AllocationError, ValueError."""

@@ -214,6 +214,10 @@ class Cluster:
             return objects.pod_request(pod)
         return objects.secondary_request(pod, attachment.key) or objects.Request()
 
+    def claimants(self, claim: str) -> Iterator[Object]:
+        """Living pods that refer by name to a claim, which may be gone."""
+        return (pod for pod in self._claimants[claim] if objects.alive(pod))
+
     def claim_users(self, claim: Object) -> list[Object]:
         """Living pods that take their addresses from a claim, oldest first."""
         key = object_key(claim)

@@ -110,6 +110,7 @@ class Controller:
         self.networks.load()
         for attachment in self.cluster.attachments():
             self.ledger.open(attachment.network)
+        self.claims.load()
         self.pods.load()
         for resource, handler in (
             (NODES, self._node_changed),

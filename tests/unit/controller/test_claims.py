@@ -5,6 +5,7 @@ import pytest
 
 from vmnet.controller.claims import vm_label
 from vmnet.kube.api import CLAIMS, PODS, VMIS, VMS, Object
+from vmnet.kube.fake import refuse
 from vmnet.model import names
 
 KEY = "blue/happy-tenant"
@@ -415,3 +416,42 @@ async def test_a_restart_keeps_an_address_whose_own_mac_is_somebody_elses(tenant
         assert held is not None
         assert list(map(str, held.addresses)) == status["ips"]
         assert held.mac != "0a:58:c0:a8:00:03"
+
+
+async def test_a_successor_s_claim_does_not_keep_what_the_former_one_had(tenant: Any) -> None:
+    tenant.vm("blue", "other", addresses=["192.168.0.9", "fd00:10::9"])
+    former = tenant.vm("blue", "blue")
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.claim_ips("blue", "other.happy") and tenant.claim_ips("blue", "blue.happy"))
+        # Gone and there again, as another one, before the controller has looked.
+        claim = tenant.claim("blue", "blue.happy")
+        tenant.kube.vanish(VMS, "blue", "blue")
+        tenant.kube.vanish(CLAIMS, "blue.happy", "blue")
+        vm = tenant.vm("blue", "blue", addresses=["192.168.0.9", "fd00:10::9"])
+        assert vm["metadata"]["uid"] != former["metadata"]["uid"]
+        owner = {**claim["metadata"]["ownerReferences"][0], "uid": vm["metadata"]["uid"]}
+        metadata = {"name": "blue.happy", "namespace": "blue", "ownerReferences": [owner]}
+        tenant.kube.seed(CLAIMS, {"metadata": metadata, "spec": claim["spec"]})
+        await tenant.until(lambda: (ready(tenant, "blue.happy") or {}).get("reason") == "IPAddressConflict")
+        await tenant.settled(controller)
+        network = next(controller.cluster.attachments()).network
+        assert set(controller.ledger.pools(network).owners()) == {"claim blue/other.happy"}
+
+
+async def test_what_was_given_but_not_written_is_given_back_when_the_machine_asks_for_something_else(
+    tenant: Any,
+) -> None:
+    tenant.vm("blue", "other", addresses=["192.168.0.9", "fd00:10::9"])
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.claim_ips("blue", "other.happy"))
+        network = next(controller.cluster.attachments()).network
+        tenant.kube.fail = refuse("patch", resource=CLAIMS)
+        vm = tenant.vm("blue", "blue")
+        await tenant.until(lambda: "claim blue/blue.happy" in controller.ledger.pools(network).owners())
+        text = json.dumps({"happy": ["192.168.0.9", "fd00:10::9"]})
+        vm["spec"]["template"]["metadata"]["annotations"] = {"network.kubevirt.io/addresses": text}
+        tenant.kube.seed(VMS, vm)
+        tenant.kube.fail = None
+        await tenant.until(lambda: (ready(tenant, "blue.happy") or {}).get("reason") == "IPAddressConflict")
+        await tenant.settled(controller)
+        assert set(controller.ledger.pools(network).owners()) == {"claim blue/other.happy"}
