@@ -286,7 +286,7 @@ class ClaimReconciler:
         if written:
             held = pools.get(owner)
             mac = request.mac if request is not None else None
-            if mac is None and held is not None and {item.ip for item in held.addresses} == {i.ip for i in written}:
+            if mac is None and held is not None and set(held.ips) == {item.ip for item in written}:
                 mac = held.mac
             return pools.reserve(owner, written, mac, partial=True)
         if request is None or objects.deleting(claim):

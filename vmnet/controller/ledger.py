@@ -13,6 +13,7 @@ from vmnet.ipam.network_pools import Allocation, NetworkPools
 from vmnet.ipam.node_pools import NodePools
 from vmnet.kube.api import NODES, Object, object_key
 from vmnet.model import names, parts
+from vmnet.model.names import MacAddress
 from vmnet.model.network import Network, Role
 from vmnet.model.parts import Parts
 
@@ -166,23 +167,29 @@ class Ledger:
     def _load_claim(self, pools: NetworkPools, claim: Object) -> None:
         try:
             wanted = objects.claim_addresses(claim)
-            if not wanted:
-                return
-            request = self._cluster.claim_request(claim)
-            mac = request.mac if request is not None else None
-            owner = claim_owner(object_key(claim))
-            # A claim does not tell its MAC, and the one that follows from the address may be somebody else's by now.
-            pools.reserve(owner, wanted, mac if mac is not None else pools.spare_mac(owner), partial=True)
+            if wanted:
+                owner = claim_owner(object_key(claim))
+                # A claim does not tell its MAC, and the one that follows from the address may be somebody else's.
+                pools.reserve(owner, wanted, _unknown(owner), partial=True)
         except (ValueError, AllocationError) as error:
             log.error("claim %s of network %s: %s", object_key(claim), pools.network.name, error)
 
     def _settle_mac(self, pools: NetworkPools, claim: Object) -> None:
-        """A claim that no pod has told the MAC of gets the one that follows from its address, if nobody has that."""
+        """The MAC of a claim that no pod has told it of: as its machine asks, or as it follows from the address."""
         owner = claim_owner(object_key(claim))
         held = pools.get(owner)
-        if held is not None and held.mac == pools.spare_mac(owner, held.mac):
+        if held is None or held.mac != _unknown(owner):
+            return
+        choices: list[MacAddress | None] = [None, pools.spare_mac(owner)]
+        try:
+            request = self._cluster.claim_request(claim)
+            choices[:0] = [request.mac] if request is not None and request.mac is not None else []
+        except ValueError as error:
+            log.error("claim %s of network %s: %s", object_key(claim), pools.network.name, error)
+        for mac in choices:
             with contextlib.suppress(AddressConflict):
-                pools.reserve(owner, held.addresses, partial=True)
+                pools.reserve(owner, held.ips, mac, partial=True)
+                return
 
     def _load_pod(self, pools: NetworkPools | NodePools, attachment: Attachment, pod: Object) -> None:
         try:
@@ -192,13 +199,18 @@ class Ledger:
             reference = self._cluster.claim_reference(pod, attachment)
             owner = claim_owner(reference.key) if reference is not None else workload_owner(pod, pools.network)
             held = pools.get(owner)
-            if held is not None and {item.ip for item in held.addresses} != {item.ip for item in found.addresses}:
+            if held is not None and set(held.ips) != {item.ip for item in found.addresses}:
                 raise ValueError(f"its addresses are not those of {owner}")
             local = pools if isinstance(pools, NetworkPools) else _pools_of(pools, pod, found)
             # The pod knows a MAC that was asked for; a claim does not record it.
             local.reserve(owner, found.addresses, found.mac, partial=True)
         except (ValueError, AllocationError) as error:
             log.error("pod %s on network %s: %s", object_key(pod), pools.network.name, error)
+
+
+def _unknown(owner: Owner) -> MacAddress:
+    """Stands for a claim's MAC while a network's pools are filled: nobody else can have it."""
+    return MacAddress(owner)
 
 
 def _pools_of(pools: NodePools, pod: Object, found: objects.Allocated) -> NetworkPools:

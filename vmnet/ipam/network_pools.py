@@ -21,10 +21,21 @@ ROUTERS: Final = "the nodes' routers"
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What one owner has: IPv4 first, with the subnet's prefix length."""
+    """What one owner has: IPv4 first, and the prefix lengths of their subnets."""
 
-    addresses: tuple[IPInterface, ...]
+    ips: tuple[IPAddress, ...]
+    lengths: tuple[int, ...]
     mac: MacAddress
+
+    @property
+    def addresses(self) -> tuple[IPInterface, ...]:
+        """The addresses with their prefix lengths; made when they are asked for, which costs more than to allocate."""
+        return tuple([_interface(ip, length) for ip, length in zip(self.ips, self.lengths, strict=True)])
+
+
+def _interface(ip: IPAddress, length: int) -> IPInterface:
+    # From numbers: parsing text takes three times as long.
+    return IPv4Interface((int(ip), length)) if ip.version == 4 else IPv6Interface((int(ip), length))
 
 
 class NetworkPools:
@@ -41,6 +52,7 @@ class NetworkPools:
             reserved = [pool for pool in network.reserved_subnets if pool.version == subnet.version]
             self._pools[subnet.version] = Pool(subnet, infrastructure=own, reserved=reserved)
         self._pools = dict(sorted(self._pools.items()))
+        self._lengths = tuple([pool.subnet.prefixlen for pool in self._pools.values()])
         self._allocations: dict[str, Allocation] = {}
         self._macs: dict[MacAddress, str] = {network.gateway_mac: INFRASTRUCTURE}
 
@@ -79,7 +91,7 @@ class NetworkPools:
         elif not self._pools:
             mac = self.spare_mac(owner)
         passed_over: list[tuple[Pool, IPAddress]] = []
-        taken: list[tuple[Pool, IPAddress]] = []
+        taken: list[IPAddress] = []
         try:
             for pool in self._pools.values():
                 address = pool.allocate(owner)
@@ -90,15 +102,17 @@ class NetworkPools:
                         passed_over.append((pool, address))
                         address = pool.allocate(owner)
                         mac = addresses.mac_for(address)
-                taken.append((pool, address))
+                taken.append(address)
         except Exhausted:
-            for pool, address in taken:
+            for pool, address in zip(self._pools.values(), taken, strict=False):
                 pool.release(address)
             raise
         finally:
             for pool, address in passed_over:
                 pool.release(address)
-        return self._record(owner, tuple([pool.interface(address) for pool, address in taken]), mac)
+        if mac is None:
+            raise OutOfRange(f"network {self.network.name} has no subnet to derive a MAC address from")
+        return self._record(owner, Allocation(tuple(taken), self._lengths, mac))
 
     def reserve(
         self,
@@ -127,30 +141,32 @@ class NetworkPools:
         if (not by_family and self._pools) or (missing and not partial):
             lacking = ", ".join(f"IPv{family}" for family in missing)
             raise WrongFamily(f"no {lacking} address: network {self.network.name} needs one of each of its families")
-        chosen = [(self._pools[family], by_family[family]) for family in sorted(by_family)]
-        if mac is None and not chosen:
+        families = tuple(sorted(by_family))
+        ips = tuple([by_family[family] for family in families])
+        if mac is None and not ips:
             raise OutOfRange(f"network {self.network.name} has no subnet to derive a MAC address from")
-        wanted_mac = mac if mac is not None else addresses.mac_for(chosen[0][1])
-        for pool, address in chosen:
+        wanted_mac = mac if mac is not None else addresses.mac_for(ips[0])
+        before = self._allocations.get(owner)
+        if before is not None and before.ips == ips and before.mac == wanted_mac:
+            return before
+        pools = [self._pools[family] for family in families]
+        for pool, address in zip(pools, ips, strict=True):
             pool.check(address, owner)
         self._check_mac(wanted_mac, owner)
-        interfaces = tuple([pool.interface(address) for pool, address in chosen])
-        before = self._allocations.get(owner)
-        if before == Allocation(interfaces, wanted_mac):
-            return before
         if before is not None:
             self.release(owner)
-        for pool, address in chosen:
-            pool.reserve(address, owner)
-        return self._record(owner, interfaces, wanted_mac)
+        for pool, address in zip(pools, ips, strict=True):
+            pool.note(address, owner)
+        lengths = self._lengths if not missing else tuple([pool.subnet.prefixlen for pool in pools])
+        return self._record(owner, Allocation(ips, lengths, wanted_mac))
 
     def release(self, owner: str) -> bool:
         """Take back all that ``owner`` has; False when that is nothing."""
         allocation = self._allocations.pop(owner, None)
         if allocation is None:
             return False
-        for item in allocation.addresses:
-            self._pools[item.version].release(item.ip)
+        for address in allocation.ips:
+            self._pools[address.version].release(address)
         del self._macs[allocation.mac]
         return True
 
@@ -175,8 +191,7 @@ class NetworkPools:
                 return mac
             attempt += 1
 
-    def _record(self, owner: str, interfaces: tuple[IPInterface, ...], mac: MacAddress | None) -> Allocation:
-        allocation = Allocation(interfaces, mac if mac is not None else addresses.mac_for(interfaces[0].ip))
+    def _record(self, owner: str, allocation: Allocation) -> Allocation:
         self._allocations[owner] = allocation
         self._macs[allocation.mac] = owner
         return allocation

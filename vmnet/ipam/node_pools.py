@@ -6,8 +6,7 @@ from dataclasses import replace
 from vmnet.ipam.errors import Exhausted, WrongFamily
 from vmnet.ipam.network_pools import Allocation, NetworkPools
 from vmnet.ipam.part_pool import PartPool
-from vmnet.model.addresses import IPInterface, IPNetwork
-from vmnet.model.names import MacAddress
+from vmnet.model.addresses import IPNetwork
 from vmnet.model.network import Network
 from vmnet.model.parts import Parts
 
@@ -60,7 +59,7 @@ class NodePools:
         for owner in found.owners() if found is not None else ():
             held = found.get(owner) if found is not None else None
             if held is not None:
-                made.reserve(owner, held.addresses, held.mac, partial=True)
+                made.reserve(owner, held.ips, held.mac, partial=True)
         self._pools[node] = made
         return made
 
@@ -144,6 +143,6 @@ class _Local(NetworkPools):
             del self._places[owner]
         return released
 
-    def _record(self, owner: str, interfaces: tuple[IPInterface, ...], mac: MacAddress | None) -> Allocation:
+    def _record(self, owner: str, allocation: Allocation) -> Allocation:
         self._places[owner] = self._node
-        return super()._record(owner, interfaces, mac)
+        return super()._record(owner, allocation)

@@ -3,10 +3,10 @@
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from vmnet.ipam.errors import AddressConflict, ConflictKind, Exhausted, OutOfRange
-from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
+from vmnet.model.addresses import IPAddress, IPNetwork
 
 
 class Ranges:
@@ -49,6 +49,7 @@ class Pool:
         reserved: Iterable[IPNetwork] = (),
     ) -> None:
         self.subnet = subnet
+        self._version = subnet.version
         self._base = int(subnet.network_address)
         self._last = int(subnet.broadcast_address)
         # The first address is the network (IPv4) or the subnet-router anycast address (RFC 4291 section 2.6.1).
@@ -96,19 +97,25 @@ class Pool:
 
     def check(self, address: IPAddress, owner: str) -> None:
         """Whether ``owner`` may have this address. Raises OutOfRange or AddressConflict."""
-        if address.version != self.subnet.version or not self._base <= int(address) <= self._last:
+        value = int(address)
+        if address.version != self._version or not self._base <= value <= self._last:
             raise OutOfRange(f"address {address} is not in subnet {self.subnet}")
-        if self._forbidden.end_of(int(address)) is not None:
+        if self._forbidden.end_of(value) is not None:
             raise OutOfRange(f"address {address} of subnet {self.subnet} is kept for the network itself")
-        holder = self._owners.get(int(address))
+        holder = self._owners.get(value)
         if holder is not None and holder != owner:
             raise AddressConflict(ConflictKind.IP, str(address), holder)
 
     def reserve(self, address: IPAddress, owner: str) -> None:
         """Give ``owner`` this address. Raises OutOfRange or AddressConflict; again for the same owner is no change."""
         self.check(address, owner)
-        self._resting.pop(int(address), None)
-        self._owners[int(address)] = owner
+        self.note(address, owner)
+
+    def note(self, address: IPAddress, owner: str) -> None:
+        """As ``reserve``, for what has just been checked."""
+        value = int(address)
+        self._resting.pop(value, None)
+        self._owners[value] = owner
 
     def release(self, address: IPAddress) -> None:
         """Take an address back; unknown ones are ignored."""
@@ -118,15 +125,9 @@ class Pool:
         if self._skipped.end_of(value) is None:
             self._resting[value] = None
 
-    def interface(self, address: IPAddress) -> IPInterface:
-        """The address with the subnet's prefix length."""
-        # From numbers: parsing text takes three times as long.
-        number, length = int(address), self.subnet.prefixlen
-        return IPv4Interface((number, length)) if self.subnet.version == 4 else IPv6Interface((number, length))
-
     def _give(self, value: int, owner: str) -> IPAddress:
         self._owners[value] = owner
-        return IPv4Address(value) if self.subnet.version == 4 else IPv6Address(value)
+        return IPv4Address(value) if self._version == 4 else IPv6Address(value)
 
     def _bounds(self, item: IPAddress | IPNetwork) -> tuple[int, int]:
         if isinstance(item, IPv4Address | IPv6Address):

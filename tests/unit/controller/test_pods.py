@@ -1,6 +1,6 @@
 import json
 from dataclasses import replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -209,7 +209,7 @@ def test_a_pod_reaches_a_secondary_layer3_network_by_routes() -> None:
         subnets=(ip_network("203.203.0.0/16"), ip_network("fd20::/48")),
         host_prefixes=(24, 64),
     )
-    allocation = Allocation((ip_interface("203.203.4.3/24"), ip_interface("fd20:0:0:4::3/64")), MacAddress("0a:58:0"))
+    allocation = Allocation((ip_address("203.203.4.3"), ip_address("fd20:0:0:4::3")), (24, 64), MacAddress("0a:58:0"))
     assert entry(network, allocation)["routes"] == [
         {"dest": "203.203.0.0/16", "nextHop": "203.203.4.1"},
         {"dest": "fd20::/48", "nextHop": "fd20:0:0:4::1"},

@@ -52,7 +52,8 @@ def test_infrastructure_subnets_move_the_first_workload_address() -> None:
 def test_a_static_request_takes_addresses_and_mac() -> None:
     made = pools("192.168.0.0/16", "fd00:10::/64")
     found = made.reserve("a", [ip_address("fd00:10::50"), ip_address("192.168.0.50")], MAC)
-    assert found == Allocation((ip_interface("192.168.0.50/16"), ip_interface("fd00:10::50/64")), MAC)
+    assert found == Allocation((ip_address("192.168.0.50"), ip_address("fd00:10::50")), (16, 64), MAC)
+    assert found.addresses == (ip_interface("192.168.0.50/16"), ip_interface("fd00:10::50/64"))
 
 
 @pytest.mark.parametrize(

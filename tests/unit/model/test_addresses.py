@@ -1,8 +1,8 @@
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from vmnet.model.addresses import link_local, mac_for, parse_mac
+from vmnet.model.addresses import interface, link_local, mac_for, parse_mac
 
 
 def test_mac_follows_the_contract() -> None:
@@ -18,3 +18,16 @@ def test_link_local_is_eui64() -> None:
 def test_bad_macs_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a MAC"):
         parse_mac(text)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.5/24", "10.0.0.5", "fd00::5/64", "fd00:10::a:5/128", "::ffff:10.0.0.1/96"])
+def test_interfaces_are_read_as_the_standard_library_reads_them(text: str) -> None:
+    assert interface(text) == ip_interface(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0/24", "10.0.0.05/24", "10.0.0.5/33", "fd00::5/129", "fd00:/64", "a/24", "/24", "10.0.0.5\0/24"]
+)
+def test_bad_interfaces_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        interface(text)
