@@ -96,6 +96,8 @@ class Networks:
         self._locks: dict[str, asyncio.Lock] = {}
         self._numbering = asyncio.Lock()
         self._joins: dict[NetworkId, Join] = {}
+        self._begun: dict[str, Network] = {}
+        """Networks that are here or on their way: one whose first pod could not be attached leaves traces too."""
         self._rendered: dict[str, Network] = {}
         self._ports: dict[InterfaceName, Endpoint] = {}
         self._mtus: dict[NetworkId, int] = {}
@@ -219,13 +221,13 @@ class Networks:
     async def render(self, name: str) -> None:
         """Bring this node in step with the API for one network. Raises KernelError, NotReady."""
         async with self._lock(name):
-            network = self._network(name) or self._rendered.get(name)
+            network = self._network(name) or self._begun.get(name)
             if network is None:
                 return
             observed = await self._kernel.observe_network(network.namespace)
             demanded = self._demanded(name)
             if observed is None and not demanded:
-                if name in self._rendered:
+                if name in self._begun:
                     await self._leave(network)
                     await self.prepare_node()
                 return
@@ -494,7 +496,7 @@ class Networks:
             state = await self._kernel.observe_node()
             promised = frozenset(join.index for number, join in self._joins.items() if number != network.id)
             join = self._joins.get(network.id) or node_plan.allocate_join(state, network.id, promised)
-            self._joins[network.id] = join
+            self._joins[network.id], self._begun[network.name] = join, network
             await self._prepare(state)
         bridge = self._bridge(network, state) if ports else None
         return NodeNetwork(
@@ -558,6 +560,7 @@ class Networks:
     async def _leave(self, network: Network) -> None:
         for service in self._services:
             await service.leave(network.id)
+        self._begun.pop(network.name, None)
         self._rendered.pop(network.name, None)
         self._desires.pop(network.name, None)
         self._held.pop(network.namespace, None)

@@ -401,6 +401,13 @@ async def test_a_localnet_network_that_the_node_cannot_carry_is_refused(
     with pytest.raises(NotReady, match=why):
         await joined(api, kernel, networks, replace(LAN, vlan=vlan))
     assert LAN.namespace not in kernel.networks
+    # What was prepared for it on the node goes when it goes, though it never was here.
+    assert str(LAN.id) in kernel.node.sets["vnis"]
+    for kind in (PODS, NADS):
+        for key in list(api.stores[kind].held):
+            api.stores[kind].drop(key)
+    await networks.render(LAN.name)
+    assert not kernel.node.sets["vnis"]
 
 
 async def test_a_localnet_network_is_in_the_node_s_bridge_and_goes_without_it(api: Any) -> None:
