@@ -24,7 +24,7 @@ from vmnet.agent.services import AddressService, NameService
 from vmnet.cni.call import DELETED_DIRECTORY
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kube.api import Kube, KubeError
-from vmnet.model.addresses import IPAddress
+from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import MachineReference, PortState
 from vmnet.runtime.queue import KeyedQueue, work
 from vmnet.runtime.tasks import TaskScope
@@ -46,6 +46,8 @@ class Settings:
     cluster_domain: str = "cluster.local"
     default_services: tuple[str, ...] = DEFAULT_SERVICES
     """Services of the cluster that every network may use, as ``namespace/name``."""
+    service_ranges: tuple[IPNetwork, ...] = ()
+    """Ranges of cluster addresses that the API does not tell of."""
     dns_upstreams: tuple[IPAddress, ...] = ()
     cni_socket: Path = Path("/run/vmnet/cni.sock")
     cni_deleted: Path = Path(DELETED_DIRECTORY)
@@ -87,6 +89,7 @@ class Agent:
             on_network=self._network_queue.add,
             on_node=lambda: self._node_queue.add("node"),
             default_services=settings.default_services,
+            ranges=settings.service_ranges,
         )
         sources: tuple[TableSource, ...] = (
             self._services,
@@ -181,7 +184,6 @@ class Agent:
             log.info("waiting for node %s to have an InternalIP", self._settings.node_name)
             await asyncio.sleep(0.5)
         await self._defaults.adopt()
-        await self._networks.prepare_node()
         for endpoint in await self._networks.adopt():
             found = self._cluster.attachment_of(endpoint.network)
             if found is None or endpoint.machine is None:

@@ -31,10 +31,12 @@ class Stores:
     endpoint_slices: Informer
     policies: Informer
     """NetworkPolicies."""
+    service_cidrs: Informer | None = None
+    """ServiceCIDRs; empty where the API has none (Kubernetes before 1.33)."""
 
     def all(self) -> tuple[Informer, ...]:
         """Every informer, to be run and waited for."""
-        return (
+        found = (
             self.pods,
             self.nodes,
             self.namespaces,
@@ -43,7 +45,9 @@ class Stores:
             self.services,
             self.endpoint_slices,
             self.policies,
+            self.service_cidrs,
         )
+        return tuple(informer for informer in found if informer is not None)
 
 
 class Cluster:

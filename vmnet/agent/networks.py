@@ -105,6 +105,7 @@ class Networks:
         self._on_attached = on_attached
         self._on_observed = on_observed
         self._default_services = default_services
+        self._adopting = False
         self._desires: dict[str, NodeNetwork] = {}
         self._held: dict[NamespaceName | None, dict[str, Table]] = {}
         """Tables that the kernel holds because this process loaded them, or found their digest."""
@@ -135,9 +136,9 @@ class Networks:
         present = {NetworkId(int(namespace.removeprefix("vmnet-"))) for namespace in state.namespaces}
         vteps = {node.address for node in self._cluster.nodes() if own is None or node.address != own.address}
         self._on_observed(state)
-        tables = self._node_tables()
+        tables = () if self._adopting else self._node_tables()
         found = node_plan.plan(
-            state,
+            replace(state, tables={}) if self._adopting else state,
             vteps=vteps,
             networks=present | self._joins.keys(),
             pods={subnet for node in self._cluster.nodes() for subnet in node.pods},
@@ -145,7 +146,10 @@ class Networks:
             tables=tables,
             held=self._held.get(None, {}),
         )
-        await self._load(None, tables, found)
+        if self._adopting:
+            await self._kernel.apply(found)
+        else:
+            await self._load(None, tables, found)
 
     def _node_tables(self) -> tuple[Table, ...]:
         primary = {name: found for name, found in self._desires.items() if found.network.role is Role.PRIMARY}
@@ -154,6 +158,8 @@ class Networks:
     async def bring_node_tables(self) -> None:
         """What a new port, its end, or a new network means for the node's tables; no look at the kernel where this
         process loaded them. Raises KernelError, NotReady."""
+        if self._adopting:
+            return
         async with self._numbering:
             held, tables = self._held.get(None), self._node_tables()
             if held is not None:
@@ -193,6 +199,17 @@ class Networks:
 
         Returns the endpoints whose ports exist. Call it once the stores are in step.
         """
+        # It knows its networks one after another; until it knows all, the node's tables stay as they were left.
+        self._adopting = True
+        try:
+            await self.prepare_node()
+            await self._adopt_networks()
+        finally:
+            self._adopting = False
+        await self.prepare_node()
+        return tuple(self._ports.values())
+
+    async def _adopt_networks(self) -> None:
         state = await self._kernel.observe_node()
         known = {found.namespace: found for found in map(self._network, self._cluster.networks()) if found is not None}
         for namespace in sorted(state.namespaces):
@@ -204,9 +221,6 @@ class Networks:
                 await self._kernel.apply(network_plan.remove(NetworkId(int(namespace.removeprefix("vmnet-")))))
             else:
                 await self.render(network.name)
-        if state.namespaces - known.keys():
-            await self.prepare_node()
-        return tuple(self._ports.values())
 
     async def _missed(self, namespace: NamespaceName) -> bool:
         """Whether a namespace of no known network may be that of pods here, whose NAD somebody has deleted by hand.

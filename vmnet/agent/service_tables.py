@@ -7,8 +7,8 @@ from typing import Final
 from vmnet.agent import facts, service_records
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.kube.api import Object, object_key
-from vmnet.model import names, service
-from vmnet.model.addresses import IPAddress
+from vmnet.model import addresses, names, service
+from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Join, NodeNetwork
 from vmnet.model.service import Service
 from vmnet.plan import services as plan
@@ -35,6 +35,7 @@ class ServiceTables:
         on_network: Callable[[str], None],
         on_node: Callable[[], None],
         default_services: Collection[str] = DEFAULT_SERVICES,
+        ranges: Collection[IPNetwork] = (),
     ) -> None:
         self._stores = stores
         self._cluster = cluster
@@ -47,8 +48,11 @@ class ServiceTables:
         """Service key → its mirrored slices by key."""
         self._taken: dict[str, tuple[IPAddress, ...]] = {}
         """Service key → cluster addresses."""
+        self._ranges = frozenset(ranges)
         stores.endpoint_slices.add_handler(self._slice_changed)
         stores.services.add_handler(self._service_changed)
+        if stores.service_cidrs is not None:
+            stores.service_cidrs.add_handler(self._range_changed)
 
     def services(self, network: str) -> tuple[Service, ...]:
         """Services of the namespaces whose primary network it is."""
@@ -67,6 +71,11 @@ class ServiceTables:
             address for key, found in self._taken.items() if key not in self._default_services for address in found
         )
 
+    def ranges(self) -> frozenset[IPNetwork]:
+        """Where the cluster takes cluster addresses from, as far as it says."""
+        told = self._stores.service_cidrs.items() if self._stores.service_cidrs is not None else ()
+        return self._ranges | {item for found in told for item in _ranges_of(found)}
+
     def name_servers(self) -> tuple[IPAddress, ...]:
         """Addresses of the cluster's DNS, none where its Service is not one that networks may use."""
         return self._taken.get(CLUSTER_DNS, ()) if CLUSTER_DNS in self._default_services else ()
@@ -78,7 +87,14 @@ class ServiceTables:
 
     def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""
-        return plan.network_tables(desired, self.services(desired.network.name), self.refused(), self.name_servers())
+        return plan.network_tables(
+            desired,
+            self.services(desired.network.name),
+            self.refused(),
+            self.name_servers(),
+            self.ranges(),
+            self.default_addresses(),
+        )
 
     def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""
@@ -87,7 +103,7 @@ class ServiceTables:
             found = tuple(item for item in self.services(name) if item.exposed)
             if found:
                 exposed[name] = (desired.join, found)
-        return plan.node_tables(exposed)
+        return plan.node_tables(exposed, {subnet for node in self._cluster.nodes() for subnet in node.pods})
 
     def demands(self, network: str) -> bool:
         """A Service that every node takes traffic for needs its network on every node."""
@@ -104,8 +120,15 @@ class ServiceTables:
         self._refresh(key)
         if before != after:
             # Everybody else refuses them.
-            for network in self._cluster.networks():
-                self._on_network(network)
+            self._on_every_network()
+
+    def _range_changed(self, old: Object | None, new: Object | None) -> None:
+        if (old and _ranges_of(old)) != (new and _ranges_of(new)):
+            self._on_every_network()
+
+    def _on_every_network(self) -> None:
+        for network in self._cluster.networks():
+            self._on_network(network)
 
     def _slice_changed(self, old: Object | None, new: Object | None) -> None:
         item = facts.subject(old, new)
@@ -140,3 +163,14 @@ class ServiceTables:
         if before != self._services.get(key) and found is not None:
             self._on_network(found.network.name)
             self._on_node()
+
+
+def _ranges_of(item: Object) -> tuple[IPNetwork, ...]:
+    """Of a ServiceCIDR object."""
+    found = []
+    for text in (item.get("spec") or {}).get("cidrs") or ():
+        try:
+            found.append(addresses.network(str(text)))
+        except ValueError as error:
+            log.warning("ServiceCIDR %s: %s", item["metadata"]["name"], error)
+    return tuple(found)

@@ -17,7 +17,7 @@ from vmnet.agent.multus import CONFIGURATIONS, Mode
 from vmnet.agent.service_tables import DEFAULT_SERVICES
 from vmnet.cmd.controller import host_and_port
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLICIES, SERVICES, VMIS
+from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLICIES, SERVICE_CIDRS, SERVICES, VMIS
 from vmnet.kube.client import KubeClient
 from vmnet.kube.watch import ListWatch
 from vmnet.model import addresses, names
@@ -58,6 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMESPACE/NAME",
         help="Service of the cluster that every network may use; may be repeated, and replaces the default: "
         + ", ".join(DEFAULT_SERVICES),
+    )
+    parser.add_argument(
+        "--service-range",
+        type=addresses.network,
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="range of cluster addresses, besides those of the API's ServiceCIDR objects (Kubernetes 1.33); what nobody"
+        " has of it is refused in every network; may be repeated",
     )
     parser.add_argument("--cni-socket", type=Path, default=Path(names.CNI_SOCKET), help="%(default)s")
     parser.add_argument(
@@ -114,6 +123,7 @@ async def run(arguments: argparse.Namespace) -> int:
         node_name=arguments.node_name,
         cluster_domain=arguments.cluster_domain,
         default_services=tuple(arguments.default_service or DEFAULT_SERVICES),
+        service_ranges=tuple(arguments.service_range),
         dns_upstreams=tuple(arguments.dns_upstream),
         cni_socket=arguments.cni_socket,
         multus=Mode(arguments.multus),
@@ -137,6 +147,7 @@ async def run(arguments: argparse.Namespace) -> int:
             services=ListWatch(kube, SERVICES),
             endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
             policies=ListWatch(kube, POLICIES),
+            service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
         )
         agent = Agent(settings, kernel, kube, stores)
         runner = web.AppRunner(metrics.application(agent.not_ready), access_log=None)

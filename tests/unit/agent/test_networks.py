@@ -327,6 +327,33 @@ async def test_a_network_stays_while_connections_of_a_machine_that_moved_away_li
     assert NETWORK.namespace not in world.kernel.networks
 
 
+class Exposed(Members):
+    """A node's table that tells the networks which are here: what node ports do."""
+
+    def node_tables(self, rendered: object) -> tuple[Table, ...]:
+        assert isinstance(rendered, dict)
+        return (Table("inet", "vmnet-exposed", {"names": Elements("type mark;", frozenset(rendered))}),)
+
+
+async def test_an_agent_that_starts_leaves_the_node_s_tables_alone_until_it_knows_its_networks(world: World) -> None:
+    source = (Exposed(),)
+    first = Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None, source)
+    world.networks = first
+    await world.attach(world.pod(5))
+    before = world.kernel.node.tables
+    assert set(before) == {"inet vmnet-exposed"}
+    world.kernel.applied.clear()
+    second = Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None, source)
+    await second.adopt()
+    assert world.kernel.node.tables == before
+    assert not any(isinstance(op, ops.LoadFirewall) and op.namespace is None for op in world.kernel.applied)
+    # One that comes when its only network is gone takes them away at the end.
+    world.stores[PODS].drop("blue/p5")
+    world.stores[NADS].drop(NAD)
+    await Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None, source).adopt()
+    assert world.kernel.node.tables != before
+
+
 # Networks without a router
 
 FLAT = Network("red_flat", NetworkId(21), role=Role.SECONDARY, subnets=(addresses.network("10.30.0.0/24"),))

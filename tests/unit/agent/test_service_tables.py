@@ -14,6 +14,7 @@ from vmnet.kube.api import (
     NODES,
     PODS,
     POLICIES,
+    SERVICE_CIDRS,
     SERVICES,
     VMIS,
     Handler,
@@ -25,7 +26,7 @@ from vmnet.model import addresses, names
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network, Role
 
-KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES)
+KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES, SERVICE_CIDRS)
 
 
 class Store:
@@ -156,3 +157,18 @@ async def test_a_service_that_cannot_be_read_is_not_served_but_still_refused_to_
     world.service("red", "web", "10.96.0.7", externalIPs=["x"])
     assert world.backends("red_net") == {}
     assert world.tables.refused() == {addresses.address("10.96.0.7")}
+
+
+async def test_a_range_of_cluster_addresses_concerns_every_network(world: World) -> None:
+    def tell(*cidrs: str) -> None:
+        world.stores[SERVICE_CIDRS].put({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": list(cidrs)}})
+
+    tell("10.96.0.0/16", "no range")
+    assert world.tables.ranges() == {addresses.network("10.96.0.0/16")}
+    assert set(world.asked) == {"red_net", "blue_net"}
+    world.asked.clear()
+    tell("10.96.0.0/16")
+    assert world.asked == []
+    world.stores[SERVICE_CIDRS].drop("kubernetes")
+    assert world.tables.ranges() == frozenset()
+    assert set(world.asked) == {"red_net", "blue_net"}

@@ -47,6 +47,7 @@ def test_ports_addresses_and_policies() -> None:
     ]
     assert found.external == (ip_address("172.30.0.200"), ip_address("172.30.0.201"))
     assert (found.affinity_seconds, found.internal_local, found.external_local) == (AFFINITY_SECONDS, True, True)
+    assert found.balancers == (ip_address("172.30.0.200"),)
     assert found.sources == (ip_network("172.30.0.0/24"),)
     assert found.exposed
 
@@ -69,6 +70,35 @@ def test_those_that_end_but_serve_are_better_than_none_in_each_family() -> None:
     assert chosen(ending, gone) == ["10.0.0.6"]
     assert chosen(ending, endpoints("10.0.0.5", ready=True)) == ["10.0.0.5"]
     assert chosen(ending, endpoints("fd20::5", family="IPv6", ready=True)) == ["10.0.0.6", "fd20::5"]
+
+
+def test_a_node_s_policy_local_prefers_who_is_ready_there_to_who_ends_there() -> None:
+    ending = endpoints("10.0.0.6", ready=False, serving=True, terminating=True)
+    elsewhere = endpoints("10.0.0.5", ready=True)
+    elsewhere["endpoints"][0]["nodeName"] = "n2"
+    port = parse(item(), (ending, elsewhere)).ports[0]
+    assert [str(found.address) for found in port.backends] == ["10.0.0.5"]
+    assert [str(found.address) for found in port.near("n1", 4)] == ["10.0.0.6"]
+    assert [str(found.address) for found in port.near("n2", 4)] == ["10.0.0.5"]
+    assert port.near("n3", 4) == ()
+    assert port.near("n1", 6) == ()
+
+
+def test_external_addresses_count_in_the_service_s_families_and_where_packets_keep_them() -> None:
+    ingress = {"loadBalancer": {"ingress": [{"ip": "172.30.0.200"}, {"ip": "172.30.0.201", "ipMode": "Proxy"}]}}
+    found = parse(item(ingress, clusterIPs=["10.96.0.7"], externalIPs=["fd00:30::9", "172.30.0.200"]), ())
+    assert found.external == found.balancers == (ip_address("172.30.0.200"),)
+
+
+def test_a_health_check_counts_the_ready_endpoints_of_each_node_once() -> None:
+    both = [endpoints("10.0.0.5", "10.0.0.6"), endpoints("fd20::5", family="IPv6")]
+    for one in (both[0]["endpoints"][0], both[1]["endpoints"][0]):
+        one["targetRef"] = {"uid": "u5"}
+    waiting = endpoints("10.0.0.7", ready=False, serving=True, terminating=True)
+    local = {"externalTrafficPolicy": "Local", "healthCheckNodePort": 31000}
+    found = parse(item(**local), (*both, waiting))
+    assert (found.health_port, found.ready_on) == (31000, ("n1", "n1"))
+    assert parse(item(healthCheckNodePort=31000), both).health_port is None
 
 
 def test_not_ready_addresses_can_be_published() -> None:

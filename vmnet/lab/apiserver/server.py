@@ -248,6 +248,8 @@ class ApiServer:
                 self.objects.create(namespaces, "", {"metadata": {"name": name}}, options)
         if self.store.get(SERVICES, ("default", "kubernetes")) is None:
             self._make_service(options)
+            ranges = {"metadata": {"name": "kubernetes"}, "spec": {"cidrs": self.addresses.ranges}}
+            self.objects.create(self._builtin("networking.k8s.io", "v1", "servicecidrs"), "", ranges, options)
 
     def _make_service(self, options: WriteOptions) -> None:
         host, port = self._ports[0]

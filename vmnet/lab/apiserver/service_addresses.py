@@ -36,6 +36,11 @@ class ServiceAddresses:
         """Configured families, the preferred one first."""
         return list(self._ranges)
 
+    @property
+    def ranges(self) -> list[str]:
+        """As the ServiceCIDR ``kubernetes`` tells them."""
+        return [str(network) for network in self._ranges.values()]
+
     def first(self, family: str) -> str:
         """The address of the ``kubernetes`` Service."""
         return str(self._ranges[family].network_address + 1)
