@@ -289,6 +289,7 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert set(HERE.transit) <= state.links[names.VXLAN_L3].addresses
     await _routers(kernel, desired)
     assert await kernel.connections(namespace) == frozenset()
+    assert await kernel.datagrams(namespace) == frozenset()
 
     # A machine whose connections stay with another node; twice, as after a writer that died in the middle.
     homes = replace(desired, homes=(Home(ip_address("192.168.0.11"), THERE),))

@@ -17,6 +17,7 @@ from typing import Any, cast
 import dns.name
 
 from vmnet.agent.cluster import Cluster, Stores
+from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.networks import Networks
 from vmnet.agent.service_tables import ServiceTables
 from vmnet.kernel.linux import LinuxKernel
@@ -71,7 +72,7 @@ class Driver:
             self.kernel,
             self.cluster,
             node,
-            (),
+            (Datagrams(self.kernel, self.services.datagrams),),
             lambda endpoint: None,
             (self.services,),
             default_services=self.services.default_addresses,
@@ -96,8 +97,9 @@ class Driver:
             self.stores[kind].change(object_key(item), item)
         await self.render()
 
-    async def drop(self, kind: str, key: str) -> None:
-        self.stores[kind].change(key, None)
+    async def drop(self, kind: str, keys: list[str]) -> None:
+        for key in keys:
+            self.stores[kind].change(key, None)
         await self.render()
 
     async def names(self, network: str) -> dict[str, list[str]]:

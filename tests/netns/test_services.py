@@ -250,15 +250,11 @@ class Fabric:
             self.remember(kind, item)
         await asyncio.gather(*(agent.do("put", items=found) for agent in self.agents.values()))
 
-    async def drop(self, kind: str, key: str) -> None:
-        del self.world[kind][key]
-        await asyncio.gather(*(agent.do("drop", kind=kind, key=key) for agent in self.agents.values()))
-
     async def clean(self) -> None:
         """No Service, no slice."""
         for kind in ("endpoint_slices", "services"):
-            for key in tuple(self.world.get(kind, {})):
-                await self.drop(kind, key)
+            keys = list(self.world.pop(kind, {}))
+            await asyncio.gather(*(agent.do("drop", kind=kind, keys=keys) for agent in self.agents.values()))
 
     def listed(self) -> dict[str, list[Object]]:
         return {kind: list(items.values()) for kind, items in self.world.items()}
@@ -690,3 +686,35 @@ async def handles(fabric: Fabric, on: str) -> str:
     """What nft numbers: a table that was made anew has others."""
     inside = await fabric.run(on, "ip", "netns", "exec", "vmnet-7", "nft", "-a", "list", "chains")
     return inside + await fabric.run(on, "nft", "-a", "list", "chains")
+
+
+async def test_datagrams_do_not_follow_an_endpoint_that_has_gone(fabric: Fabric) -> None:
+    """A client that goes on and on keeps its entry in conntrack alive; only its deletion leads it elsewhere."""
+    web = service("web", 21, type="NodePort", ports=NODE_PORTS)
+    await fabric.put(web, *slices("web", "web-0"))
+    held = [
+        await fabric.hold("near", "udp", "10.96.0.21", 80),
+        await fabric.hold("near", "udp", "fd00:10:96::21", 80),
+        await fabric.hold("outside", "udp", address("n2", 4), 30080),
+        await fabric.hold("outside", "udp", address("n3", 6), 30080),
+    ]
+    for item in held:
+        assert (await item.goes_on()).startswith("web-0 ")
+    await fabric.put(*slices("web", "web-1"))
+    for item in held:
+        await item.goes_on(lambda line: line.startswith("web-1 "))
+    # Another endpoint moves nobody.
+    await fabric.put(*slices("web", "web-0", "web-1"))
+    for item in held:
+        assert (await item.goes_on()).startswith("web-1 ")
+        assert not any(line.startswith("web-0 ") for line in item.lines()[-1:])
+    # While there is nobody the client is refused, and goes on; then it is served again. An agent that was away sees it.
+    await fabric.put(*slices("web"))
+    for agent in fabric.agents.values():
+        await agent.stop()
+    for item in slices("web", "web-0"):
+        fabric.remember(*item)
+    await asyncio.gather(*(agent.start(fabric.listed()) for agent in fabric.agents.values()))
+    for item in held:
+        await item.goes_on(lambda line: line.startswith("web-0 "))
+        await item.end()

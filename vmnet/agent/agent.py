@@ -12,6 +12,7 @@ from vmnet.agent.attachments import Attachments
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
 from vmnet.agent.cut_over import CutOvers
+from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.default_network import DefaultNetwork
 from vmnet.agent.guests import GuestServices
@@ -106,7 +107,11 @@ class Agent:
             kernel,
             self._cluster,
             settings.node_name,
-            (AddressService(self._guests), NameService(self._responders, self._names)),
+            (
+                AddressService(self._guests),
+                NameService(self._responders, self._names),
+                Datagrams(kernel, self._services.datagrams),
+            ),
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),

@@ -12,6 +12,7 @@ from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Join, NodeNetwork
 from vmnet.model.service import Service
 from vmnet.plan import services as plan
+from vmnet.plan.services import Place
 from vmnet.plan.table import Table
 from vmnet_dns.zone import Record
 
@@ -48,6 +49,7 @@ class ServiceTables:
         """Service key → its mirrored slices by key."""
         self._taken: dict[str, tuple[IPAddress, ...]] = {}
         """Service key → cluster addresses."""
+        self._datagrams: dict[str, Mapping[Place, frozenset[Place]]] = {}
         self._ranges = frozenset(ranges)
         stores.endpoint_slices.add_handler(self._slice_changed)
         stores.services.add_handler(self._service_changed)
@@ -87,14 +89,20 @@ class ServiceTables:
 
     def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""
+        services = self.services(desired.network.name)
+        self._datagrams[desired.network.name] = plan.datagram_backends(desired, services)
         return plan.network_tables(
             desired,
-            self.services(desired.network.name),
+            services,
             self.refused(),
             self.name_servers(),
             self.ranges(),
             self.default_addresses(),
         )
+
+    def datagrams(self, network: str) -> Mapping[Place, frozenset[Place]]:
+        """Who may answer datagrams, by what may be asked for, as the tables had it that the network was last given."""
+        return self._datagrams.get(network, {})
 
     def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""

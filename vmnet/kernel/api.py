@@ -1,14 +1,14 @@
 """What the product needs of the Linux kernel. ``linux`` is the real one, ``fake`` the stateful stand-in for tests."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from vmnet.model.addresses import IPAddress
 from vmnet.model.names import InterfaceName, NamespaceName
 from vmnet.plan.ops import Op
-from vmnet.plan.state import Cgroup, DefaultInterface, NetworkState, NodeState, PodState
+from vmnet.plan.state import Cgroup, Datagrams, DefaultInterface, NetworkState, NodeState, PodState
 
 
 class KernelError(Exception):
@@ -61,6 +61,14 @@ class Kernel(Protocol):
 
     async def connections(self, namespace: NamespaceName) -> frozenset[IPAddress]:
         """Both ends of every established TCP connection that the namespace's conntrack knows. Raises Gone."""
+        ...
+
+    async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
+        """Entries of the namespace's conntrack for UDP whose destination was translated. Raises Gone."""
+        ...
+
+    async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
+        """Delete such entries; what is sent on is a new connection. Returns how many were still there. Raises Gone."""
         ...
 
     async def packet_socket(

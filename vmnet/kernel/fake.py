@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
@@ -15,6 +15,7 @@ from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import (
     Cgroup,
+    Datagrams,
     DefaultInterface,
     FdbEntry,
     JoinState,
@@ -45,6 +46,7 @@ class FakeKernel(Kernel):
         self.pods: dict[str, dict[InterfaceName, PodState]] = {}
         self.applied: list[Op] = []
         self.established: frozenset[IPAddress] = frozenset()
+        self.translated: dict[NamespaceName, set[Datagrams]] = {}
         self.defaults: dict[str, DefaultInterface] = {}
         """Pods' eth0, by namespace path."""
         self.kubelet_group: Cgroup | None = None
@@ -88,6 +90,19 @@ class FakeKernel(Kernel):
         """What the test put there."""
         self._network(namespace)
         return self.established
+
+    async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
+        """What the test put there."""
+        self._network(namespace)
+        return frozenset(self.translated.get(namespace, ()))
+
+    async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
+        """Out of what the test put there."""
+        self._network(namespace)
+        held = self.translated.get(namespace, set())
+        found = held & set(entries)
+        held -= found
+        return len(found)
 
     async def packet_socket(
         self,

@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.kernel import cgroups, commands, connections, namespaces, packets
+from vmnet.kernel import cgroups, commands, connections, datagrams, namespaces, packets
 from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
@@ -33,6 +33,7 @@ from vmnet.plan.ops import Op
 from vmnet.plan.state import (
     BridgeState,
     Cgroup,
+    Datagrams,
     DefaultInterface,
     FdbEntry,
     JoinState,
@@ -228,6 +229,23 @@ class LinuxKernel(Kernel):
         except FileNotFoundError as error:
             raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
         return found
+
+    async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
+        """See the Protocol."""
+        found: frozenset[Datagrams] = await self._netlink(namespace, datagrams.read)
+        return found
+
+    async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
+        """See the Protocol."""
+        return int(await self._netlink(namespace, partial(datagrams.delete, tuple(entries))))
+
+    async def _netlink(self, namespace: NamespaceName, function: Callable[[], Any]) -> Any:
+        try:
+            return await self._worker.run(str(namespaces.path_of(namespace)), function)
+        except FileNotFoundError as error:
+            raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
+        except OSError as error:
+            raise KernelError(f"conntrack of {namespace}: {error}", errno=error.errno or 0) from error
 
     async def packet_socket(
         self,

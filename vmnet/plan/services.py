@@ -12,7 +12,7 @@ network knows them). Who asks for a Service without any backend is refused; wher
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Final
@@ -22,6 +22,7 @@ from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Join, NodeNetwork
 from vmnet.model.service import Backend, Service, ServicePort
 from vmnet.plan.node import JOIN_IPV4, JOIN_IPV6
+from vmnet.plan.state import Datagrams
 from vmnet.plan.table import Chain, Elements, Table
 
 NAME: Final = "vmnet-services"
@@ -201,6 +202,43 @@ def entrances(services: Iterable[Service]) -> dict[tuple[str, str, str, int], in
             found[key] = _ENTRANCES[place % len(_ENTRANCES)]
             taken.add((port.protocol, found[key]))
     return found
+
+
+Place = tuple[IPAddress, int]
+"""An address and a port."""
+
+
+def datagram_backends(desired: NodeNetwork, services: Iterable[Service]) -> dict[Place, frozenset[Place]]:
+    """For UDP, by what may be asked for in the network's namespace: who may answer."""
+    found: dict[Place, frozenset[Place]] = {}
+    known = tuple(services)
+    doors = entrances(known)
+    inner: dict[int, IPAddress] = {4: desired.join.network_ipv4.ip, 6: desired.join.network_ipv6.ip}
+    for service in known:
+        for port in (port for port in service.ports if port.protocol == "udp"):
+            door = doors.get(_key(service, port))
+            for version in {item.version for item in service.addresses}:
+                chosen = {item for item in port.backends if item.address.version == version}
+                chosen |= set(port.near(desired.node.name, version))
+                backends = frozenset((item.address, item.port) for item in chosen)
+                asked = [item for item in (*service.addresses, *service.external) if item.version == version]
+                found |= {(address, port.number): backends for address in asked}
+                if door is not None:
+                    found[inner[version], door] = backends
+    return found
+
+
+def stale(
+    entries: Iterable[Datagrams], wanted: Mapping[Place, frozenset[Place]], former: Collection[Place] = ()
+) -> frozenset[Datagrams]:
+    """The entries that lead to who may not answer any more. ``former``: what was asked for, and is not served now."""
+    return frozenset(
+        entry
+        for entry in entries
+        if (entry.asked, entry.port) in former
+        or (entry.backend, entry.backend_port)
+        not in wanted.get((entry.asked, entry.port), {(entry.backend, entry.backend_port)})
+    )
 
 
 def _key(service: Service, port: ServicePort) -> tuple[str, str, str, int]:

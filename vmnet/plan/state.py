@@ -147,3 +147,17 @@ class Cgroup:
 
     path: str
     inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Datagrams:
+    """A conntrack entry for UDP whose destination was translated: what was asked for, and who answers.
+
+    ``key`` names the entry to the kernel seam that it came from.
+    """
+
+    asked: IPAddress
+    port: int
+    backend: IPAddress
+    backend_port: int
+    key: bytes = b""

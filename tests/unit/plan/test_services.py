@@ -230,3 +230,29 @@ def test_a_headless_service_is_for_dns_alone() -> None:
     headless = replace(WEB, addresses=())
     made = table(headless)
     assert not any("numgen" in rule for item in made.chains.values() for rule in item.rules)
+
+
+def test_who_may_answer_datagrams_by_whatever_they_are_asked_for() -> None:
+    outer = ip_address("172.30.0.200")
+    ports = (
+        ServicePort("dns", "udp", 53, 30053, (HERE,)),
+        ServicePort("more", "udp", 54, None, (THERE, SIX), (HERE,)),
+        ServicePort("web", "tcp", 80, 30080, (HERE,)),
+    )
+    service = replace(WEB, ports=ports, external=(outer,))
+    door = services.entrances([service])["red", "web", "udp", 54]
+    join4, join6 = DESIRED.join.network_ipv4.ip, DESIRED.join.network_ipv6.ip
+    here, there, six = ((item.address, item.port) for item in (HERE, THERE, SIX))
+    assert services.datagram_backends(DESIRED, [service]) == {
+        (WEB.addresses[0], 53): {here},
+        (WEB.addresses[1], 53): frozenset(),
+        (outer, 53): {here},
+        (join4, 30053): {here},
+        (join6, 30053): frozenset(),
+        # One that ends here is there for a policy Local.
+        (WEB.addresses[0], 54): {here, there},
+        (WEB.addresses[1], 54): {six},
+        (outer, 54): {here, there},
+        (join4, door): {here, there},
+        (join6, door): {six},
+    }

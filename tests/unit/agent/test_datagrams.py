@@ -1,0 +1,91 @@
+"""When entries are looked for and which go, on a kernel in memory."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from vmnet.agent.datagrams import Backends, Datagrams
+from vmnet.kernel.fake import FakeKernel
+from vmnet.model.names import NamespaceName, NetworkId
+from vmnet.model.network import Network
+from vmnet.plan import state
+from vmnet.plan.services import Place
+from vmnet.plan.state import NetworkState
+
+NETWORK = Network("n", NetworkId(7), subnets=(ip_network("192.168.0.0/16"),))
+
+
+def place(host: str, port: int) -> Place:
+    return ip_address(host), port
+
+
+WEB, OTHER, DNS = place("10.96.0.7", 80), place("10.96.0.8", 80), place("10.96.0.10", 53)
+A, B = place("192.168.0.5", 8080), place("192.168.0.6", 8080)
+
+
+def entry(asked: Place, backend: Place) -> state.Datagrams:
+    return state.Datagrams(*asked, *backend, key=repr((asked, backend)).encode())
+
+
+class Counting(FakeKernel):
+    looks = 0
+
+    async def datagrams(self, namespace: NamespaceName) -> frozenset[state.Datagrams]:
+        self.looks += 1
+        return await super().datagrams(namespace)
+
+
+class World:
+    def __init__(self) -> None:
+        self.kernel = Counting()
+        self.kernel.networks[NETWORK.namespace] = NetworkState(NETWORK.namespace)
+        self.held = self.kernel.translated[NETWORK.namespace] = {
+            entry(asked, backend) for asked in (WEB, OTHER, DNS) for backend in (A, B)
+        }
+        self.backends: Backends = {}
+        self.datagrams = Datagrams(self.kernel, lambda network: self.backends)
+
+    async def follow(self, **backends: frozenset[Place]) -> set[state.Datagrams]:
+        """Who answers for WEB and OTHER; the entries that stay."""
+        self.backends = {{"web": WEB, "other": OTHER}[name]: found for name, found in backends.items()}
+        await self.datagrams.follow(NETWORK, 1450, (), ())
+        return self.held
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_an_agent_that_starts_looks_once(world: World) -> None:
+    assert await world.follow(web=frozenset({A})) == {
+        entry(asked, backend) for asked in (WEB, OTHER, DNS) for backend in (A, B)
+    } - {entry(WEB, B)}
+    assert world.kernel.looks == 1
+    await world.follow(web=frozenset({A}))
+    await world.follow(web=frozenset({A, B}), other=frozenset({A}))
+    assert world.kernel.looks == 1, "nobody has gone"
+
+
+async def test_a_backend_or_a_service_that_goes_takes_its_entries_along(world: World) -> None:
+    await world.follow(web=frozenset({A, B}), other=frozenset({A, B}))
+    assert len(world.held) == 6
+    assert entry(WEB, A) not in await world.follow(web=frozenset({B}), other=frozenset({A, B}))
+    assert len(world.held) == 5
+    await world.follow(web=frozenset({B}))
+    assert world.held == {entry(WEB, B), entry(DNS, A), entry(DNS, B)}
+    await world.follow(web=frozenset())
+    assert world.held == {entry(DNS, A), entry(DNS, B)}
+
+
+async def test_a_network_that_left_and_came_back_is_looked_at(world: World) -> None:
+    await world.follow(web=frozenset({A, B}))
+    await world.datagrams.leave(NETWORK.id)
+    await world.follow(web=frozenset({A}))
+    assert world.kernel.looks == 2
+    assert entry(WEB, B) not in world.held
+
+
+async def test_nothing_is_looked_for_where_no_service_speaks_udp(world: World) -> None:
+    await world.follow()
+    assert world.kernel.looks == 0

@@ -1,0 +1,52 @@
+"""Leads datagrams away from backends that have gone.
+
+A new table is for new connections; conntrack takes whoever goes on sending datagrams for an old one, for ever. So when
+a backend goes, after the tables that do without it, its entries are deleted. An agent that starts looks once at what
+happened while there was none.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from vmnet.kernel.api import Kernel
+from vmnet.model import names
+from vmnet.model.endpoint import Endpoint
+from vmnet.model.names import NetworkId
+from vmnet.model.network import Network
+from vmnet.plan.services import Place, stale
+
+log = logging.getLogger(__name__)
+
+Backends = Mapping[Place, frozenset[Place]]
+
+
+class Datagrams:
+    """A ``NetworkService``: it is told after a network's tables have been loaded."""
+
+    def __init__(self, kernel: Kernel, backends: Callable[[str], Backends]) -> None:
+        """``backends``: of a network, who may answer datagrams, by what may be asked for."""
+        self._kernel = kernel
+        self._backends = backends
+        self._known: dict[NetworkId, Backends] = {}
+
+    async def follow(
+        self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
+    ) -> None:
+        """Delete the entries that lead to who may not answer any more. Raises KernelError."""
+        wanted, before = self._backends(network.name), self._known.get(network.id)
+        if before is None:
+            look = bool(wanted)
+        else:
+            look = any(answering - wanted.get(asked, frozenset()) for asked, answering in before.items())
+        if look:
+            namespace = names.network_namespace(network.id)
+            former = before.keys() - wanted.keys() if before is not None else frozenset[Place]()
+            found = stale(await self._kernel.datagrams(namespace), wanted, former)
+            if found:
+                count = await self._kernel.forget_datagrams(namespace, found)
+                log.info("network %s: %d flows of datagrams have lost their backend", network.name, count)
+        self._known[network.id] = wanted
+
+    async def leave(self, network_id: NetworkId) -> None:
+        """Its conntrack goes with its namespace."""
+        self._known.pop(network_id, None)
