@@ -131,6 +131,12 @@ class Driver:
         observed = await LinuxKernel().observe_network(network(net).namespace)
         return len(network_plan.plan(desired, observed))
 
+    async def detach(self, net: int, host: int, pod: str) -> None:
+        found = network(net).namespace
+        observed = await self.kernel.observe_network(found)
+        assert observed is not None
+        await self.kernel.apply(network_plan.detach(found, endpoint(net, host, self.node.name, pod).port, observed))
+
     async def gate(self, net: int, host: int, pod: str) -> str:
         port = endpoint(net, host, self.node.name, pod)
         observed = await self.kernel.observe_network(network(net).namespace)

@@ -485,3 +485,128 @@ async def test_a_layer3_network_hears_no_frame_that_is_for_others(fabric: Fabric
     await fabric.send("n1", "a-20", f"[{frames}, {honest}/Raw(b'HONEST' + bytes(40))]")
     assert await fabric.lab.wait("hear", timeout=60) == 0
     assert log.read_text().split() == ["ready"]
+
+
+DATAGRAM_ECHO = """
+import socket
+found = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+found.bind(("::", 7777))
+print("ready", flush=True)
+while True:
+    data, peer = found.recvfrom(65536)
+    found.sendto(data, peer)
+"""
+DATAGRAM_ASK = """
+import socket, sys
+address, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+found = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+found.bind(("", 7000))
+found.connect((address, 7777))
+found.settimeout(1)
+answered = 0
+for number in range(count):
+    sent = (b"%d:" % number).ljust(size, b"x")
+    found.send(sent)
+    try:
+        while found.recv(65536) != sent:
+            pass
+    except (TimeoutError, ConnectionRefusedError):
+        continue
+    answered += 1
+print(answered)
+"""
+WATCH = """
+table bridge watch {
+  counter bridged { }
+  chain forward { type filter hook forward priority 0; policy accept; ip protocol udp counter name "bridged"; ip6 nexthdr udp counter name "bridged"; }
+}
+"""  # noqa: E501
+
+
+class ShortCut:
+    """Two pods of one node and one of another, those that are asked with an echo of datagrams."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+
+    async def begin(self) -> None:
+        await self.fabric.render(7, [[11, "n1", "pod-a"], [12, "n2", "pod-b"], [13, "n1", "pod-c"]])
+        for node in ("n1", "n2"):
+            done = await self.fabric.pod(node, "vmnet-7", "nft", WATCH)
+            assert done.exit == 0, done.stderr
+        await self.echo("n2", "pod-b-7")
+        await self.echo("n1", "pod-c-7")
+
+    async def echo(self, node: str, pod: str) -> None:
+        program = ["ip", "netns", "exec", pod, sys.executable, "-c", DATAGRAM_ECHO]
+        log = await self.fabric.lab.spawn(f"echo-{pod}", node, program)
+        async with asyncio.timeout(60):
+            while "ready" not in log.read_text():
+                await asyncio.sleep(0.05)
+
+    async def ask(self, address: str, count: int, size: int = 64) -> int:
+        done = await self.fabric.pod(
+            "n1", "pod-a-7", sys.executable, "-c", DATAGRAM_ASK, address, str(count), str(size), timeout=120
+        )
+        assert done.exit == 0, done.stderr
+        return int(done.stdout)
+
+    async def bridged(self, node: str) -> int:
+        done = await self.fabric.pod(node, "vmnet-7", "nft", "-j", "reset", "counter", "bridge", "watch", "bridged")
+        assert done.exit == 0, done.stderr
+        return sum(item["counter"]["packets"] for item in json.loads(done.stdout)["nftables"] if "counter" in item)
+
+
+async def test_a_flow_that_was_judged_goes_by_the_short_cut(fabric: Fabric) -> None:
+    """On one node and between two; what is cut into fragments is put together as before."""
+    pods = ShortCut(fabric)
+    await pods.begin()
+    for address in ("192.168.0.13", "fd20::13", "192.168.0.12", "fd20::12"):
+        assert await pods.ask(address, 200) == 200, address
+        for node in ("n1", "n2"):
+            assert await pods.bridged(node) < 100, f"{address}: of 400 datagrams nearly all pass {node} by"
+        assert await pods.ask(address, 5, 4000) == 5, f"{address}: fragments of the same flow"
+
+
+async def test_nobody_else_can_take_a_flow_s_short_cut(fabric: Fabric) -> None:
+    pods = ShortCut(fabric)
+    await pods.begin()
+    assert await pods.ask("192.168.0.12", 20) == 20
+    flow = "IP(src='192.168.0.11', dst='192.168.0.12')/UDP(sport=7000, dport=7777)/Raw(b'FORGED')"
+    program = (
+        "import socket\n"
+        "found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n"
+        "found.bind(('ovn-udn1', 0)); found.settimeout(60)\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    frame = found.recv(2048)\n"
+        "    if b'HONEST' in frame: break\n"
+        "    if b'FORGED' in frame: print(frame.hex(), flush=True)\n"
+    )
+    log = await fabric.lab.spawn("hear", "n2", ["ip", "netns", "exec", "pod-b-7", sys.executable, "-c", program])
+    async with asyncio.timeout(60):
+        while "ready" not in log.read_text():
+            await asyncio.sleep(0.05)
+    honest = "IP(src='192.168.0.13', dst='192.168.0.12')/UDP(sport=7000, dport=7778)/Raw(b'HONEST')"
+    to = "dst='0a:58:c0:a8:00:0c'"
+    await fabric.send(
+        "n1",
+        "pod-c-7",
+        f"[Ether(src='0a:58:c0:a8:00:0b', {to})/{flow}, Ether(src=own, {to})/{flow}, Ether(src=own, {to})/{honest}]",
+    )
+    assert await fabric.lab.wait("hear", timeout=60) == 0
+    assert log.read_text().split() == ["ready"]
+
+
+async def test_who_has_a_pod_s_addresses_next_has_its_flows_too(fabric: Fabric) -> None:
+    pods = ShortCut(fabric)
+    await pods.begin()
+    assert await pods.ask("192.168.0.13", 20) == 20
+    await fabric.node("n1", "detach", net=7, host=13, pod="pod-c")
+    shown = await fabric.pod("n1", "vmnet-7", "nft", "list", "map", "netdev", "vmnet", "here")
+    assert "0a:58" not in shown.stdout, shown.stdout
+    await fabric.render(7, [[11, "n1", "pod-a"], [12, "n2", "pod-b"], [13, "n2", "pod-d"]])
+    await pods.echo("n2", "pod-d-7")
+    assert await pods.ask("192.168.0.13", 60) > 0
+    assert await pods.ask("192.168.0.13", 20) == 20

@@ -423,7 +423,8 @@ def _ruleset(
     for item in found.get("nftables", []) if isinstance(found, dict) else []:
         if "chain" in item and item["chain"]["family"] == family:
             chains.add(str(item["chain"]["name"]))
-        if "set" in item and item["set"]["family"] == family:
+        # What runs out is nobody's state, and may be much.
+        if "set" in item and item["set"]["family"] == family and "timeout" not in item["set"].get("flags", ()):
             sets[str(item["set"]["name"])] = frozenset(_parts(element) for element in item["set"].get("elem", ()))
     return sets, frozenset(chains)
 

@@ -37,7 +37,8 @@ def tables(desired: NodeNetwork) -> tuple[Table, ...]:
     if not network.persistent or not network.routed:
         return ()
     sets: dict[str, Elements] = {}
-    rules: list[str] = []
+    middle: list[str] = []
+    marked: list[str] = []
     for version in sorted({subnet.version for subnet in network.subnets}):
         own = [subnet for subnet in network.subnets if subnet.version == version]
         homes = {
@@ -49,14 +50,20 @@ def tables(desired: NodeNetwork) -> tuple[Table, ...]:
         sets[f"inside{version}"] = Elements(f"type {kind}; flags interval;", _texts(own) | {str(_TRANSIT[version])})
         sets[f"own{version}"] = Elements(f"type {kind}; flags interval;", _texts(own))
         sets[f"home{version}"] = Elements(f"type {kind} : mark;", homes)
-        rules += [
-            f"{_UNKNOWN} {protocol} daddr != @inside{version} ct mark set {protocol} saddr map @home{version}",
+        middle += [
+            f"{protocol} daddr != @inside{version} ct mark set {protocol} saddr map @home{version}",
             # Seen only by a bridge with br_netfilter: the outside speaks first, and its entry is the wrong way round.
-            f"{_UNKNOWN} {protocol} saddr != @inside{version} ct mark set {protocol} daddr map @home{version}",
-            f"{protocol} saddr @own{version} ct mark & {MASK:#x} == {names.HOME_MARK:#x} meta mark set ct mark",
+            f"{protocol} saddr != @inside{version} ct mark set {protocol} daddr map @home{version}",
         ]
-    chain = Chain(tuple(rules), "type filter hook prerouting priority mangle; policy accept;")
-    return (Table("inet", "vmnet-edge", sets, {"prerouting": chain}),)
+        marked.append(f"{protocol} saddr @own{version} meta mark set ct mark")
+    # Every packet passes these two rules; nearly all pass no others.
+    rules = (f"{_UNKNOWN} jump middle", f"ct mark & {MASK:#x} == {names.HOME_MARK:#x} jump marked")
+    chains = {
+        "middle": Chain(tuple(middle)),
+        "marked": Chain(tuple(marked)),
+        "prerouting": Chain(rules, "type filter hook prerouting priority mangle; policy accept;"),
+    }
+    return (Table("inet", "vmnet-edge", sets, chains),)
 
 
 def routes(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:

@@ -25,7 +25,71 @@ _SETS: Final = """\
   set bind6 { type ifname . ether_addr . ipv6_addr; }
   set target6 { typeof iifname . @th,64,128; }
   set rarp { typeof iifname . @nh,64,48; }
+  set local { type ether_addr; }
 """
+
+CUT_MARK: Final = 0x20
+"""On a frame that takes the short cut. It does not leave the namespace: the kernel clears marks on the way out."""
+_FLOW4: Final = "@ll,0,112 . @nh,72,8 . @nh,96,96"
+_FLOW6: Final = "@ll,0,112 . @nh,48,8 . @nh,64,256 . @nh,320,32"
+"""Ethernet header, protocol, addresses, ports: where they are without IPv4 options and IPv6 extension headers."""
+_SHORT_LIVED: Final = "flags dynamic,timeout; timeout 10s;"
+
+# The short cut (docs/adr/short-cut.md): a flow's frames that lately came to a pod's port, or left to the fabric, having
+# passed everything that judges them, are passed on at once, with port security (the key holds both MACs, and each port
+# lets only its own in here), but without bridge and conntrack. What begins, ends or resets a connection, fragments, and
+# one packet of each flow in ten seconds go the whole way, so that conntrack stays in the picture. Machines' ports are
+# no destination: whose frames were on their way to one would miss its move.
+_SHORT_CUT: Final = f"""\
+  set flows4 {{ typeof {_FLOW4}; {_SHORT_LIVED} size 16384; }}
+  set flows6 {{ typeof {_FLOW6}; {_SHORT_LIVED} size 16384; }}
+  map here {{ type ether_addr : iface_index; {_SHORT_LIVED} size 4096; }}
+  set there {{ type ether_addr; {_SHORT_LIVED} size 16384; }}
+  chain passed4 {{
+    ip protocol != {{ tcp, udp }} return
+    tcp flags & (fin | syn | rst) != 0x0 return
+    add @flows4 {{ {_FLOW4} }}
+  }}
+  chain passed6 {{
+    ip6 nexthdr != {{ tcp, udp }} return
+    tcp flags & (fin | syn | rst) != 0x0 return
+    add @flows6 {{ {_FLOW6} }}
+  }}
+  chain passed {{
+    ether type ip @nh,0,64 & 0xff00000000003fff == 0x4500000000000000 jump passed4
+    ether type ip6 jump passed6
+  }}
+"""
+
+
+def _cut_chains(fabric: bool) -> str:
+    """``fabric``: also to other nodes. Never from one node to another one."""
+    out = f'    iifname != "{names.VXLAN_L2}" ether daddr @there fwd to "{names.VXLAN_L2}"\n' if fabric else ""
+    chains = "".join(
+        f"""\
+  chain ended{version} {{
+    delete @flows{version} {{ {flow} }}
+  }}
+  chain cut{version} {{
+    tcp flags & (fin | syn | rst) != 0x0 goto ended{version}
+    {flow} != @flows{version} return
+    meta mark set {CUT_MARK:#x}
+    fwd to ether daddr map @here
+{out}\
+    meta mark set 0
+  }}
+"""
+        for version, flow in ((4, _FLOW4), (6, _FLOW6))
+    )
+    return f"""\
+{_SHORT_CUT}\
+{chains}\
+  chain cut {{
+    @nh,0,64 & 0xff00000000003fff == 0x4500000000000000 jump cut4
+    @nh,0,4 6 jump cut6
+  }}
+"""
+
 
 # What could hide in fragments: a header that only one that puts them together sees (RFC 7113), and neighbour discovery
 # as a whole, which never needs them (RFC 6980). A packet whose headers do not end (no ``meta l4proto``) drops.
@@ -144,6 +208,7 @@ def network_script(desired: NodeNetwork) -> str:
     """The tables of one network namespace, without its ports."""
     network = desired.network
     bound = _ADDRESSES if network.subnets else _MACS
+    bound += _cut_chains(_cuts_to_fabric(network))
     if not network.routed:
         return f"table {TABLE} {{\n{_SETS}{_FRAGMENTS}{bound}{_PORT}{_switch_chains(network)}}}\n"
     fabric = _fabric_chains(desired) if network.stretched else ""
@@ -165,6 +230,18 @@ table inet vmnet {{
 """
 
 
+def _cuts_to_fabric(network: Network) -> bool:
+    """Whether what is behind the fabric stays there: a machine that keeps its addresses may come here."""
+    return network.stretched and network.overlaid and bool(network.subnets) and not network.persistent
+
+
+def _sent(network: Network) -> str:
+    """What leaves by the fabric to other nodes' pods. A frame that is flooded is not for them alone."""
+    if not _cuts_to_fabric(network):
+        return ""
+    return f"    ether saddr != {network.gateway_mac} ether daddr != @local add @there {{ ether daddr }} jump passed\n"
+
+
 def _switch_chains(network: Network) -> str:
     """The edge of a segment on which no router of ours speaks."""
     # Each node answers DHCP for its own machines, where addresses are given at all.
@@ -172,13 +249,16 @@ def _switch_chains(network: Network) -> str:
     return f"""\
   chain vx_in {{
     type filter hook ingress device "{names.VXLAN_L2}" priority 0; policy accept;
+    jump cut
     ether type 0x8035 add @moved {{ ether saddr }}
     ether saddr {network.gateway_mac} drop
   }}
   chain vx_out {{
     type filter hook egress device "{names.VXLAN_L2}" priority 0; policy accept;
+    meta mark {CUT_MARK:#x} accept
     ether saddr {network.gateway_mac} drop
 {local}\
+{_sent(network)}\
   }}
 """
 
@@ -193,6 +273,7 @@ def _fabric_chains(desired: NodeNetwork) -> str:
     return f"""\
   chain vx_in {{
     type filter hook ingress device "{names.VXLAN_L2}" priority 0; policy accept;
+    jump cut
     ether type 0x8035 add @moved {{ ether saddr }}
     ether saddr {gateway_mac} drop
 {arp_in}\
@@ -200,6 +281,7 @@ def _fabric_chains(desired: NodeNetwork) -> str:
   }}
   chain vx_out {{
     type filter hook egress device "{names.VXLAN_L2}" priority 0; policy accept;
+    meta mark {CUT_MARK:#x} accept
     ether daddr {gateway_mac} drop
 {arp_out}\
     icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-redirect }} drop
@@ -207,6 +289,7 @@ def _fabric_chains(desired: NodeNetwork) -> str:
     ip6 saddr {GATEWAY_LINK_LOCAL} drop
     icmpv6 type nd-neighbor-solicit ether saddr {gateway_mac} drop
     udp dport {{ 67, 547 }} drop
+{_sent(network)}\
     ether saddr {gateway_mac} ether saddr set {desired.node.router_mac}
   }}
 """
@@ -235,14 +318,20 @@ table {NODE_TABLE} {{
   set vteps4 {{ type ipv4_addr; }}
   set vteps6 {{ type ipv6_addr; }}
   set vnis {{ typeof @th,96,24; }}
+  set ways4 {{ typeof ip saddr . iif; {_SHORT_LIVED} size 4096; }}
+  set ways6 {{ typeof ip6 saddr . iif; {_SHORT_LIVED} size 4096; }}
   set pods4 {{ type ipv4_addr; flags interval; }}
   set pods6 {{ type ipv6_addr; flags interval; }}
   set services4 {{ type ipv4_addr; }}
   set services6 {{ type ipv6_addr; }}
   chain vxlan {{
+    ip saddr . iif @ways4 accept
+    ip6 saddr . iif @ways6 accept
     ip saddr != @vteps4 drop
     ip6 saddr != @vteps6 drop
     fib saddr . iif oif missing drop
+    add @ways4 {{ ip saddr . iif }}
+    add @ways6 {{ ip6 saddr . iif }}
   }}
   chain begun {{
     ct state established,related accept
@@ -316,20 +405,28 @@ def chains_of(port: InterfaceName) -> tuple[str, str]:
 
 def port_script(port: LocalPort) -> str:
     """Bind a port and hang it into the common chains. Loaded before the port comes up: no frame passes unchecked."""
-    name = port.endpoint.port
+    name, endpoint = port.endpoint.port, port.endpoint
     ingress, egress = chains_of(name)
-    common = ("port_in", "port_out") if port.endpoint.machine is not None else ("source", "reflection")
-    lines = [f"add element {TABLE} {set_name} {{ {elements} }}" for set_name, elements in _bindings(port.endpoint)]
+    if endpoint.machine is not None:
+        rules = [(ingress, "jump port_in"), (egress, "jump port_out")]
+    else:
+        rules = [(ingress, "jump source"), (egress, "jump reflection")]
+        if endpoint.addresses:
+            rules = [
+                (ingress, f"ether saddr {endpoint.mac} jump cut"),
+                (egress, f"meta mark {CUT_MARK:#x} accept"),
+                (egress, f"ether daddr {endpoint.mac} add @here {{ ether daddr : oif }} jump passed"),
+                *rules,
+            ]
+    lines = [f"add element {TABLE} {set_name} {{ {elements} }}" for set_name, elements in _bindings(endpoint)]
     if port.state is PortState.STANDBY:
         lines.append(f'add element {TABLE} standby {{ "{name}" }}')
-    lines += [
-        f'add chain {TABLE} {ingress} {{ type filter hook ingress device "{name}" priority 0; policy accept; }}',
-        f"flush chain {TABLE} {ingress}",
-        f"add rule {TABLE} {ingress} jump {common[0]}",
-        f'add chain {TABLE} {egress} {{ type filter hook egress device "{name}" priority 0; policy accept; }}',
-        f"flush chain {TABLE} {egress}",
-        f"add rule {TABLE} {egress} jump {common[1]}",
-    ]
+    for chain, hook in ((ingress, "ingress"), (egress, "egress")):
+        lines += [
+            f'add chain {TABLE} {chain} {{ type filter hook {hook} device "{name}" priority 0; policy accept; }}',
+            f"flush chain {TABLE} {chain}",
+        ]
+    lines += [f"add rule {TABLE} {chain} {rule}" for chain, rule in rules]
     return "\n".join(lines) + "\n"
 
 
@@ -341,7 +438,8 @@ def remove_port_script(name: InterfaceName, sets: dict[str, list[str]]) -> str:
     """
     gate = f'"{name}"'  # its guest may have opened the port since
     elements = {**sets, **{gate_set: [gate] for gate_set in ("standby", "open")}}
-    lines = []
+    # Whoever has its MAC next is behind another port.
+    lines = [f"flush map {TABLE} here"]
     for chain in chains_of(name):
         lines += [f"{verb} chain {TABLE} {chain}" for verb in ("add", "flush", "delete")]
     for set_name, found in elements.items():
@@ -372,7 +470,7 @@ def join_pools(join: Join) -> tuple[str, str]:
 
 def _bindings(endpoint: Endpoint) -> list[tuple[str, str]]:
     port, mac = endpoint.port, endpoint.mac
-    found = [("bind", f'"{port}" . {mac}')]
+    found = [("bind", f'"{port}" . {mac}'), ("local", str(mac))]
     found += [("bind4", f'"{port}" . {mac} . {item.ip}') for item in endpoint.addresses if item.version == 4]
     sources = [item.ip for item in endpoint.addresses if item.version == 6] + [addresses.link_local(mac)]
     found += [("bind6", f'"{port}" . {mac} . {address}') for address in sources]

@@ -199,6 +199,7 @@ def detach(namespace: NamespaceName, port: InterfaceName, observed: NetworkState
         for name, found in observed.sets.items()
         if name != "moved"
     }
+    elements["local"] = [element[1] for element in observed.sets.get("bind", ()) if element[0] == port]
     return (
         ops.DeleteLink(namespace, port),
         ops.LoadFirewall(namespace, firewall.remove_port_script(port, elements)),

@@ -23,15 +23,20 @@ def test_the_middle_of_an_unknown_connection_is_marked_with_its_machine_s_home()
     assert table.sets["home4"].elements == {"192.168.0.5": "0x1000001"}
     assert table.sets["home6"].elements == {"fd20::5": "0x1000001"}
     assert table.sets["inside4"].elements == {"192.168.0.0/16", "100.88.0.0/16"}
-    rules = table.chains["prerouting"].rules
-    assert all("tcp flags & (syn | rst) == 0x0" in rule for rule in rules if "ct mark set" in rule)
-    assert "ip saddr @own4 ct mark & 0xff000000 == 0x1000000 meta mark set ct mark" in rules
+    middle, marked = table.chains["prerouting"].rules
+    assert middle == "ct state new tcp flags & (syn | rst) == 0x0 jump middle"
+    assert marked == "ct mark & 0xff000000 == 0x1000000 jump marked"
+    assert "ip daddr != @inside4 ct mark set ip saddr map @home4" in table.chains["middle"].rules
+    assert table.chains["marked"].rules == (
+        "ip saddr @own4 meta mark set ct mark",
+        "ip6 saddr @own6 meta mark set ct mark",
+    )
 
 
 def test_marks_of_earlier_homes_are_honoured_where_no_machine_is_at_home() -> None:
     (table,) = edge.tables(replace(DESIRED, homes=()))
     assert table.sets["home4"].elements == {}
-    assert any("meta mark set ct mark" in rule for rule in table.chains["prerouting"].rules)
+    assert any("meta mark set ct mark" in rule for rule in table.chains["marked"].rules)
 
 
 def test_a_network_whose_machines_do_not_keep_their_addresses_has_no_table() -> None:
