@@ -317,9 +317,10 @@ class Controller:
                 self.queues["claim"].add(claim)
 
     def _slice_changed(self, old: Object | None, new: Object | None) -> None:
-        item = new or old
-        if item is not None:
-            self.queues["slice"].add(source_key(item) if is_mirror(item) else object_key(item))
+        # Of a mirror that somebody has edited its former state may tell whose it is.
+        for item in (old, new):
+            if item is not None:
+                self.queues["slice"].add(source_key(item) if is_mirror(item) else object_key(item))
 
     def _slices_of(self, namespace: str, pod: str | None = None) -> None:
         """The slices of a namespace, or those of them that name a pod."""

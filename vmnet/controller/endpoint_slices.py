@@ -25,8 +25,12 @@ _OURS: Final = {SERVICE_LABEL, MANAGED_BY_LABEL, names.MIRRORED_SERVICE_LABEL}
 
 
 def is_mirror(item: Object) -> bool:
-    """Whether this controller made the slice."""
-    return objects.labels(item).get(MANAGED_BY_LABEL) == names.MIRROR_CONTROLLER
+    """Whether this controller made the slice, whatever somebody has done to its labels or annotations since."""
+    return (
+        objects.labels(item).get(MANAGED_BY_LABEL) == names.MIRROR_CONTROLLER
+        or names.SOURCE_SLICE_ANNOTATION in objects.annotations(item)
+        or _owner(item) is not None
+    )
 
 
 def service_of(item: Object) -> str:
@@ -36,8 +40,15 @@ def service_of(item: Object) -> str:
 
 
 def source_key(mirror: Object) -> str:
-    """Key of the slice that a mirror shows."""
-    return f"{objects.namespace_of(mirror)}/{objects.annotations(mirror).get(names.SOURCE_SLICE_ANNOTATION, '')}"
+    """Key of the slice that a mirror shows: its owner, which nobody edits by mistake."""
+    name = _owner(mirror) or objects.annotations(mirror).get(names.SOURCE_SLICE_ANNOTATION, "")
+    return f"{objects.namespace_of(mirror)}/{name}"
+
+
+def _owner(item: Object) -> str | None:
+    """Name of the slice that a slice belongs to: only mirrors belong to one."""
+    owners = item["metadata"].get("ownerReferences") or []
+    return next((str(owner["name"]) for owner in owners if owner.get("kind") == ENDPOINT_SLICES.kind), None)
 
 
 def mirror_name(source: Object) -> str:
@@ -173,11 +184,12 @@ def _ready(endpoint: Mapping[str, Any]) -> bool:
 
 
 def _shows(held: Object, wanted: Object) -> bool:
-    """Whether what is there says what is wanted; labels and annotations that others add may stay."""
-    for part in ("labels", "annotations"):
-        present = held["metadata"].get(part) or {}
-        if any(present.get(key) != value for key, value in wanted["metadata"][part].items()):
-            return False
+    """Whether what is there says what is wanted; annotations that others add may stay, labels not: they select."""
+    if objects.labels(held) != wanted["metadata"]["labels"]:
+        return False
+    present = objects.annotations(held)
+    if any(present.get(key) != value for key, value in wanted["metadata"]["annotations"].items()):
+        return False
     owners = [item.get("uid") for item in held["metadata"].get("ownerReferences") or []]
     if owners != [item["uid"] for item in wanted["metadata"]["ownerReferences"]]:
         return False

@@ -161,3 +161,60 @@ async def test_slices_of_other_namespaces_and_of_nobody_have_no_mirror(world: An
     async with world.controller() as controller:
         await world.settled(controller)
     assert not mirrors(world)
+
+
+def _edited(mirror: Object, **metadata: Any) -> Object:
+    return {**mirror, "metadata": {**mirror["metadata"], **metadata}}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        # kube-proxy would follow it.
+        lambda labels, notes: ({**labels, "kubernetes.io/service-name": "web"}, notes, True),
+        # It would look like a slice to be mirrored.
+        lambda labels, notes: (
+            {**labels, "endpointslice.kubernetes.io/managed-by": "me", "kubernetes.io/service-name": "web"},
+            notes,
+            True,
+        ),
+        lambda labels, notes: ({**labels, "more": "x"}, notes, True),
+        lambda labels, notes: (labels, {}, True),
+        lambda labels, notes: (labels, {**notes, "k8s.ovn.org/source-endpointslice": "other"}, False),
+        lambda labels, notes: ({}, {}, False),
+    ],
+)
+async def test_a_mirror_that_somebody_edits_is_what_it_was(world: Any, edit: Any) -> None:
+    world.namespace("red")
+    world.udn("red", "tenant")
+    world.pod("red", "a")
+    world.kube.seed(ENDPOINT_SLICES, slice_of("a"))
+
+    def right() -> bool:
+        found = world.kube._of(ENDPOINT_SLICES).values()
+        return len(found) == 2 and [_shape(item) for item in mirrors(world)] == [_shape(made)]
+
+    async with world.controller() as controller:
+        await world.until(lambda: mirrors(world) and mirrors(world)[0]["endpoints"])
+        (made,) = mirrors(world)
+        metadata = made["metadata"]
+        labels, notes, owned = edit(metadata["labels"], metadata["annotations"])
+        owners = metadata["ownerReferences"] if owned else []
+        world.kube.seed(ENDPOINT_SLICES, _edited(made, labels=labels, annotations=notes, ownerReferences=owners))
+        await world.until(right)
+        await world.settled(controller)
+        assert right()
+        # A label that the source loses, its mirror loses.
+        source = world.kube.peek(ENDPOINT_SLICES, "web-abcde", "red")
+        kept = {key: value for key, value in source["metadata"]["labels"].items() if key != "app"}
+        world.kube.seed(ENDPOINT_SLICES, _edited(source, labels=kept))
+        await world.until(lambda: mirrors(world) and "app" not in mirrors(world)[0]["metadata"]["labels"])
+
+
+def _shape(item: Object) -> Any:
+    metadata = item["metadata"]
+    return (
+        [metadata[part] for part in ("name", "labels", "annotations", "ownerReferences")],
+        item["endpoints"],
+        item["ports"],
+    )
