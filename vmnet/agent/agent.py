@@ -16,6 +16,7 @@ from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.default_network import DefaultNetwork
 from vmnet.agent.guests import GuestServices
+from vmnet.agent.health_checks import HealthChecks
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.policy_tables import PolicyTables
@@ -37,6 +38,11 @@ SETTLE_SECONDS: Final = 2.0
 """After this long a network that a pod has joined is looked at: not while others may join, they would wait for it."""
 RESYNC_SECONDS: Final = 300.0
 """Every network is looked at again this often: what somebody changed by hand heals without an event."""
+
+
+TAKEN_SECONDS: Final = 20.0
+"""A port for health checks that somebody else has is asked for again this often."""
+_HEALTH_CHECKS: Final = "health checks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,7 @@ class Agent:
         self._attachments = Attachments(
             kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus, self._defaults
         )
+        self._health_checks = HealthChecks(lambda: self.not_ready() is None)
         self._server = CniServer(settings.cni_socket, self._attachments.handle)
         self._settings = settings
 
@@ -181,6 +188,7 @@ class Agent:
             self._announcer.close()
             self._guests.close()
             await self._responders.close()
+            await self._health_checks.close()
 
     async def _start(self) -> None:
         for store in self._stores.all():
@@ -211,9 +219,15 @@ class Agent:
 
     async def _reconcile_network(self, name: str) -> float | None:
         await self._networks.render(name)
+        # A namespace has got, or lost, its network: its Services are ours, or not.
+        self._node_queue.add(_HEALTH_CHECKS)
         return RESYNC_SECONDS
 
     async def _reconcile_node(self, key: str) -> float | None:
+        if key == _HEALTH_CHECKS:
+            free = await self._health_checks.follow(self._services.health_checks(self._settings.node_name))
+            return None if free else TAKEN_SECONDS
+        self._node_queue.add(_HEALTH_CHECKS)
         await self._networks.prepare_node()
         return RESYNC_SECONDS
 

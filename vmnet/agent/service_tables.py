@@ -6,6 +6,7 @@ from typing import Final
 
 from vmnet.agent import facts, service_records
 from vmnet.agent.cluster import Cluster, Stores
+from vmnet.agent.health_checks import HealthCheck
 from vmnet.kube.api import Object, object_key
 from vmnet.model import addresses, names, service
 from vmnet.model.addresses import IPAddress, IPNetwork
@@ -112,6 +113,18 @@ class ServiceTables:
             if found:
                 exposed[name] = (desired.join, found)
         return plan.node_tables(exposed, {subnet for node in self._cluster.nodes() for subnet in node.pods})
+
+    def health_checks(self, node: str) -> dict[int, HealthCheck]:
+        """By port, what this node tells load balancers, of the Services of all networks."""
+        found: dict[int, HealthCheck] = {}
+        for namespace, keys in self._by_namespace.items():
+            if self._cluster.primary(namespace) is None:
+                continue
+            for item in (self._services[key] for key in sorted(keys)):
+                if item.health_port is not None:
+                    check = HealthCheck(item.namespace, item.name, item.ready_on.count(node))
+                    found.setdefault(item.health_port, check)
+        return found
 
     def demands(self, network: str) -> bool:
         """A Service that every node takes traffic for needs its network on every node."""

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from vmnet.agent.cluster import Cluster, Stores
+from vmnet.agent.health_checks import HealthCheck
 from vmnet.agent.service_tables import ServiceTables
 from vmnet.kube.api import (
     ENDPOINT_SLICES,
@@ -151,6 +152,21 @@ async def test_a_node_port_needs_its_network_everywhere_unless_the_policy_is_loc
     assert not world.tables.demands("blue_net")
     world.service("red", "web", "10.96.0.7", node_port=30080, externalTrafficPolicy="Local")
     assert not world.tables.demands("red_net")
+
+
+async def test_a_node_tells_how_many_ready_endpoints_it_has_of_networks_services(world: World) -> None:
+    local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+    world.service("red", "web", "10.96.0.7", healthCheckNodePort=31000, **local)
+    world.service("blue", "empty", "10.96.0.8", healthCheckNodePort=31001, **local)
+    world.service("default", "other", "10.96.0.9", healthCheckNodePort=31002, **local)
+    world.service("red", "everywhere", "10.96.0.10", healthCheckNodePort=31003)
+    world.mirror("red", "web", "10.0.0.5", "10.0.0.6")
+    (item,) = world.stores[ENDPOINT_SLICES].items()
+    here = [{**endpoint, "nodeName": "n1"} for endpoint in item["endpoints"]]
+    world.stores[ENDPOINT_SLICES].put({**item, "endpoints": here})
+    empty = HealthCheck("blue", "empty", 0)
+    assert world.tables.health_checks("n1") == {31000: HealthCheck("red", "web", 2), 31001: empty}
+    assert world.tables.health_checks("n2") == {31000: HealthCheck("red", "web", 0), 31001: empty}
 
 
 async def test_a_service_that_cannot_be_read_is_not_served_but_still_refused_to_others(world: World) -> None:

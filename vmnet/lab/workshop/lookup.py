@@ -9,6 +9,7 @@
 | ``<cluster:blue/blue-service>``, ``<cluster6:…>`` | the Service's address |
 | ``<balancer:…>``, ``<balancer6:…>`` | its load balancer's address |
 | ``<port:…>`` | its first node port |
+| ``<health:…>`` | the node port at which load balancers ask whether a node has endpoints of it |
 | ``<hostip:…>`` | the IPv4 address of the node that the pod runs on |
 | ``<net1:…>``, ``<net2:…>`` | its address on a secondary network |
 | ``<freeip:blue/app=blue>`` | the IPv4 address of a node that runs no pod with a label |
@@ -123,6 +124,8 @@ def service_value(service: Object, kind: str) -> str:
             addresses = [item["ip"] for item in service["status"]["loadBalancer"]["ingress"]]
         case "port":
             return str(spec["ports"][0]["nodePort"])
+        case "health":
+            return str(spec["healthCheckNodePort"])
         case _:
             raise KeyError(kind)
     return _of_family(addresses, version)

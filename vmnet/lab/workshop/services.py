@@ -75,6 +75,16 @@ LOAD_BALANCERS: Final[Sequence[Step]] = (
         from_outside(f"http://{address}:<port:green/green-service>/hostname", "green-", f"green's node port on {name}")
         for name, address in _NODES
     ),
+    *(
+        reaches(
+            "blue/blue-near",
+            f"http://{address}:<port:blue/blue-service>/hostname",
+            "blue-",
+            f"its own network's node port on {name}, from a pod",
+        )
+        for name, address in _NODES
+    ),
+    misses("blue/blue-0", "http://10.96.255.250/hostname", "a cluster address that nobody has"),
     from_outside("http://<balancer:blue/blue-service>/hostname", "blue-", "blue's load balancer"),
     from_outside("http://<balancer:green/green-service>/hostname", "green-", "green's load balancer"),
     Step(
@@ -120,7 +130,7 @@ ENDPOINTS: Final[Sequence[Step]] = (
 )
 
 KINDS: Final[Sequence[Step]] = (
-    does("other kinds of service", "kubectl apply -f services-kinds.yaml", "six services and a pod"),
+    does("other kinds of service", "kubectl apply -f services-kinds.yaml", "seven services and a pod"),
     waits("the pod runs", "kubectl wait -n blue pod/blue-datagram --for=condition=Ready", "condition met"),
     Step(
         "session affinity",
@@ -153,6 +163,33 @@ KINDS: Final[Sequence[Step]] = (
         "no answer",
         Unreachable(),
     ),
+    reaches(
+        "blue/blue-near",
+        "http://<balancer:blue/blue-external-local>/hostname",
+        "blue-",
+        "pods of the network use its address as the cluster address",
+    ),
+    Step(
+        "load balancers are told which nodes have an endpoint",
+        "outside# curl -sS -i --max-time 3 http://<hostip:blue/blue-0>:<health:blue/blue-external-local>/",
+        "200, and one endpoint",
+        Shows(('"localEndpoints": 1',), matches=r"^HTTP/1\.1 200 "),
+        within=20,
+    ),
+    Step(
+        "and which have none",
+        "outside# curl -sS -i --max-time 3 http://<freeip:blue/app=blue>:<health:blue/blue-external-local>/",
+        "503, and none",
+        Shows(('"localEndpoints": 0',), matches=r"^HTTP/1\.1 503 "),
+        within=20,
+    ),
+    Step(
+        "a load balancer without node ports",
+        "kubectl get service -n blue blue-balancer-alone -o 'jsonpath={.spec.ports[*].nodePort}'",
+        "none",
+        Words(()),
+    ),
+    from_outside("http://<balancer:blue/blue-balancer-alone>/hostname", "blue-", "its address"),
     Step(
         "internalTrafficPolicy Local stays on the node",
         in_pod(

@@ -52,7 +52,11 @@ async def kube() -> FakeKube:
     await found.create(PODS, pod("blue-1", "n1", "103.103.2.5/24", app="blue"), "blue")
     service: dict[str, Any] = {
         "metadata": {"name": "web", "namespace": "blue"},
-        "spec": {"clusterIPs": ["10.96.0.7", "fd00:10:96::7"], "ports": [{"nodePort": 30080}]},
+        "spec": {
+            "clusterIPs": ["10.96.0.7", "fd00:10:96::7"],
+            "ports": [{"nodePort": 30080}],
+            "healthCheckNodePort": 31000,
+        },
         "status": {"loadBalancer": {"ingress": [{"ip": "172.30.0.200"}, {"ip": "fd00:30::200"}]}},
     }
     await found.create(SERVICES, service, "blue")
