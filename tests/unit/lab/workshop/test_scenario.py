@@ -14,7 +14,9 @@ from vmnet.lab.workshop.steps import Step
 
 STEPS = [step for section in SECTIONS for step in section.steps]
 HOSTS = {"n1", "n2", "n3", "outside"}
-KNOWN = re.compile(r"<(udn6?|udns|eth0|net[12]|node|hostip|freeip|cluster6?|balancer6?|port):[a-z0-9-]+/[a-z0-9=-]+>")
+KNOWN = re.compile(
+    r"<(udn6?|udns|eth0|net[12]|node|hostip|freeip|cluster6?|balancer6?|port|health):[a-z0-9-]+/[a-z0-9=-]+>"
+)
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.title)
