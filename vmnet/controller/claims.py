@@ -71,7 +71,7 @@ class MachineReconciler:
         """Make the claim a machine needs, release those of machines that are gone."""
         vm, vmi = self._cluster.get(VMS, key), self._cluster.get(VMIS, key)
         for claim in tuple(self._claims[key]):
-            if self._abandoned(claim, vm, vmi):
+            if self._abandoned(claim, vm, vmi) and self._abandoned(claim, *await self._now_there(key)):
                 await self._release(claim)
         owner = _claim_owner(vm, vmi)
         machine = vmi if vmi is not None else vm
@@ -87,6 +87,20 @@ class MachineReconciler:
                 continue
             if attachment.network.persistent and not attachment.deleting:
                 await self._ensure(owner, machine, attachment, network)
+
+    async def _now_there(self, key: str) -> tuple[Object | None, Object | None]:
+        """VM and VMI as the API has them: each has a watch of its own, and one may be far behind the other.
+
+        An instance that is not there now, and whose VM is gone, does not come any more.
+        """
+        namespace, _, name = key.partition("/")
+        found: list[Object | None] = []
+        for resource in (VMS, VMIS):
+            try:
+                found.append(await self._kube.get(resource, name, namespace))
+            except NotFound:
+                found.append(None)
+        return found[0], found[1]
 
     def _abandoned(self, claim: Object, vm: Object | None, vmi: Object | None) -> bool:
         reference = objects.owner_reference(claim, controller=False)

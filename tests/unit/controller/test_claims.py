@@ -455,3 +455,22 @@ async def test_what_was_given_but_not_written_is_given_back_when_the_machine_ask
         await tenant.until(lambda: (ready(tenant, "blue.happy") or {}).get("reason") == "IPAddressConflict")
         await tenant.settled(controller)
         assert set(controller.ledger.pools(network).owners()) == {"claim blue/other.happy"}
+
+
+async def test_a_claim_is_not_released_before_the_instance_s_watch_has_caught_up(tenant: Any) -> None:
+    vm = tenant.vm("blue", "blue")
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.claim_ips("blue", "blue.happy"))
+        # Nothing is heard of instances; the machine's start and its deletion follow each other.
+        tenant.kube.fail = refuse("watching", "watch", "list", resource=VMIS)
+        tenant.kube.interrupt()
+        await tenant.until(lambda: controller.cluster.informers[VMIS].failure)
+        tenant.vmi(vm, node="n1")
+        tenant.kube.vanish(VMS, "blue", "blue")
+        await tenant.until(lambda: controller.cluster.get(VMS, "blue/blue") is None)
+        await tenant.settled(controller)
+        assert tenant.claim("blue", "blue.happy") is not None
+        tenant.kube.fail = None
+        await tenant.until(lambda: controller.cluster.get(VMIS, "blue/blue"))
+        tenant.kube.vanish(VMIS, "blue", "blue")
+        await tenant.until(lambda: tenant.claim("blue", "blue.happy") is None)
