@@ -23,6 +23,7 @@ _PLACES: Final = {
     "rc": ("etc/rc", 0o755),
     "profile": ("etc/profile", 0o644),
     "udhcpc.sh": ("etc/udhcpc.sh", 0o755),
+    "card": ("etc/card", 0o755),
     "resolver": ("etc/resolver", 0o755),
     "dhcpcd.conf": ("etc/dhcpcd.conf", 0o644),
     "dhcpcd-hook": ("etc/dhcpcd-hook", 0o755),

@@ -30,9 +30,14 @@ def pod_directory(pod_uid: str) -> Path:
 class GuestFacts:
     """What the guest's agent says: IPv4 addresses before IPv6 ones, without prefix lengths."""
 
-    interface: str
-    addresses: tuple[str, ...]
+    cards: tuple[tuple[str, tuple[str, ...]], ...]
+    """(Interface, its addresses) in the guest's order."""
     os: dict[str, str]
+
+    def of(self, card: int) -> tuple[str, tuple[str, ...]]:
+        """Interface and addresses of the guest's card of that number."""
+        name = f"eth{card}"
+        return name, dict(self.cards).get(name, ())
 
 
 class Domain:
@@ -73,12 +78,11 @@ class Domain:
         answer = await self.monitor.execute("query-status")
         return str(answer["status"])
 
-    async def network_card(self) -> tuple[str, int]:
-        """MAC and MTU of the guest's card. Raises QemuError."""
+    async def network_cards(self) -> dict[int, str]:
+        """MACs of the guest's cards, by their number. Raises QemuError."""
         answer = await self.monitor.execute("query-rx-filter")
-        for card in answer:
-            return str(card["main-mac"]), len(answer)
-        return "", 0
+        # Cards without an id are called by their kind and place: virtio-net-pci.0, virtio-net-pci.1.
+        return {int(str(card["name"]).rpartition(".")[2]): str(card["main-mac"]) for card in answer}
 
     async def quit(self) -> None:
         """End QEMU at once."""
@@ -109,18 +113,16 @@ class Domain:
 
 def parse_facts(addresses: str, system: str) -> GuestFacts:
     """From ``ip -o addr`` and ``uname -srvm``."""
-    found: list[str] = []
-    interface = ""
+    found: dict[str, list[str]] = {}
     for match in re.finditer(r"^\d+: (\S+)\s+inet6? (\S+)", addresses, re.MULTILINE):
-        interface = interface or match.group(1)
-        if match.group(1) == interface:
-            found.append(match.group(2).partition("/")[0])
-    found.sort(key=lambda text: ipaddress.ip_address(text).version)
+        found.setdefault(match.group(1), []).append(match.group(2).partition("/")[0])
+    for listed in found.values():
+        listed.sort(key=lambda text: ipaddress.ip_address(text).version)
     words = system.split()
     facts = {"id": "vmnet-guest", "name": "vmnet lab guest", "prettyName": "vmnet lab guest (Debian kernel, busybox)"}
     if len(words) >= 4:
         facts |= {"kernelRelease": words[1], "kernelVersion": " ".join(words[2:-1]), "machine": words[-1]}
-    return GuestFacts(interface or "eth0", tuple(found), facts)
+    return GuestFacts(tuple((name, tuple(listed)) for name, listed in sorted(found.items())), facts)
 
 
 async def read_pause(source_pod_uid: str, timeout: float = 2.0) -> float | None:

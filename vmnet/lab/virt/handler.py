@@ -16,7 +16,7 @@ from vmnet.kube.events import Recorder
 from vmnet.kube.watch import ListWatch
 from vmnet.lab.virt import domains, kinds, qemu
 from vmnet.lab.virt.domains import Domain
-from vmnet.lab.virt.instances import current_pod, pods_selector, primary_network
+from vmnet.lab.virt.instances import current_pod, pods_selector
 from vmnet.lab.virt.manifests import DEFAULT_GRACE_SECONDS, memory_of, octets
 from vmnet.lab.virt.qemu import Settings
 from vmnet.lab.virt.qmp import QemuError
@@ -201,16 +201,15 @@ class Handler:
             vmi = await self._change(vmi, migratable)
         if await domain.status() != "running":
             return _AGAIN
-        mac, _ = await domain.network_card()
+        macs = await domain.network_cards()
 
         def running(item: Object) -> None:
             status = item["status"]
             kinds.set_phase(item, "Running")
             status["machine"] = {"type": qemu.MACHINE}
             status.setdefault("memory", {})["guestCurrent"] = f"{octets(memory_of(item)) // 1024}Ki"
-            for entry in status.get("interfaces") or []:
-                if entry["name"] == primary_network(item):
-                    entry |= {"infoSource": "domain", "linkState": "up", "mac": mac, "queueCount": 1}
+            for card, entry in _cards(item):
+                entry |= {"infoSource": "domain", "linkState": "up", "mac": macs.get(card, ""), "queueCount": 1}
 
         vmi = await self._change(vmi, running)
         await self._recorder.event(vmi, "Started", "VirtualMachineInstance started.")
@@ -226,7 +225,8 @@ class Handler:
             return _AGENT_FAST
         facts = await domain.guest_facts()
         settled = facts is not None and (
-            len({":" in address for address in facts.addresses}) == 2 or _running_long(vmi)
+            all(len({":" in address for address in facts.of(card)[1]}) == 2 for card, _ in _cards(vmi))
+            or _running_long(vmi)
         )
         period = _AGENT_SLOW if settled else _AGENT_FAST
         self._ask_agent_at[uid] = time.monotonic() + period
@@ -245,11 +245,11 @@ class Handler:
                 }
                 status["conditions"] = kinds.with_condition(status.get("conditions") or [], condition)
             status["guestOSInfo"] = dict(facts.os)
-            for entry in status.get("interfaces") or []:
-                if entry["name"] == primary_network(item):
-                    entry |= {"infoSource": "domain, guest-agent", "interfaceName": facts.interface}
-                    if facts.addresses:
-                        entry |= {"ipAddress": facts.addresses[0], "ipAddresses": list(facts.addresses)}
+            for card, entry in _cards(item):
+                interface, addresses = facts.of(card)
+                entry |= {"infoSource": "domain, guest-agent", "interfaceName": interface}
+                if addresses:
+                    entry |= {"ipAddress": addresses[0], "ipAddresses": list(addresses)}
 
         await self._change(vmi, connected)
         return period
@@ -641,6 +641,14 @@ class _Overtaken(KubeError):
 
     def __init__(self) -> None:
         super().__init__("overtaken by another instance or migration")
+
+
+def _cards(vmi: Object) -> list[tuple[int, Object]]:
+    """The instance's ``status.interfaces``, each with the number of the guest's card: their order in the spec."""
+    devices = (vmi["spec"].get("domain") or {}).get("devices") or {}
+    order = [item["name"] for item in devices.get("interfaces") or []]
+    found = (vmi.get("status") or {}).get("interfaces") or []
+    return [(order.index(item["name"]) if item["name"] in order else number, item) for number, item in enumerate(found)]
 
 
 def _running_long(vmi: Object) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from vmnet.kube.api import PODS, VMIMS, VMIS, Invalid, Kube, NotFound, Object, PatchType
 from vmnet.kube.events import Recorder
-from vmnet.lab.virt import kinds, manifests
+from vmnet.lab.virt import kinds, manifests, plumbing
 from vmnet.model import names
 from vmnet.runtime.queue import KeyedQueue
 
@@ -225,9 +225,14 @@ class Instances:
         wanted["metadata"].setdefault("labels", {})[kinds.NODE_NAME_LABEL] = node
         status["nodeName"] = node
         status["migrationTransport"] = "Unix"
-        network = primary_network(wanted)
-        if network is not None:
-            status["interfaces"] = [{"name": network, "podInterfaceName": primary_interface(pod)}]
+        found = []
+        for network in wanted["spec"].get("networks") or []:
+            if "pod" in network:
+                found.append({"name": network["name"], "podInterfaceName": primary_interface(pod)})
+            elif "multus" in network:
+                found.append({"name": network["name"], "podInterfaceName": plumbing.hashed_name(network["name"])})
+        if found:
+            status["interfaces"] = found
         volumes = [{"name": item["name"], "target": ""} for item in wanted["spec"].get("volumes") or []]
         if volumes:
             status["volumeStatus"] = sorted(volumes, key=lambda item: item["name"])

@@ -18,7 +18,7 @@ from vmnet.lab.errors import LabError
 from vmnet.lab.guest.image import guest_image
 from vmnet.lab.virt import plumbing, qemu
 from vmnet.lab.virt.ports import AgentPort, Console
-from vmnet.lab.virt.qemu import Machine
+from vmnet.lab.virt.qemu import Card, Machine
 from vmnet.lab.virt.qmp import QemuError, Qmp
 from vmnet.model import names
 from vmnet.runtime.tasks import TaskScope
@@ -26,6 +26,7 @@ from vmnet.runtime.tasks import TaskScope
 log = logging.getLogger(__name__)
 
 POD_DIRECTORY_VARIABLE: Final = "VMNET_LAB_POD_DIR"
+POD_NETWORK: Final = "pod"
 _QEMU_CONSOLE: Final = "qemu-console.sock"
 _QEMU_AGENT: Final = "qemu-agent.sock"
 
@@ -40,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--firmware-uuid", default="")
     found.add_argument("--hostname", default="")
     found.add_argument("--grace-period-seconds", type=float, default=30)
+    found.add_argument(
+        "--interface",
+        action="append",
+        dest="interfaces",
+        metavar="NAME",
+        help=f"of the pod, one for each of the guest's cards, in order; {POD_NETWORK} stands for the pod's own network",
+    )
     found.add_argument("--incoming", action="store_true", help="wait for a migration")
     return found
 
@@ -49,18 +57,23 @@ def prepare(options: argparse.Namespace, directory: Path) -> Machine:
     image = guest_image()
     accelerator = qemu.choose_accelerator(image)
     log.info("accelerator: %s (%s)", accelerator.name, accelerator.reason)
-    interface = names.PRIMARY_INTERFACE if plumbing.exists(names.PRIMARY_INTERFACE) else names.DEFAULT_INTERFACE
-    wiring = plumbing.wire(interface)
-    log.info("%s is wired to %s, MAC %s, MTU %d", interface, wiring.tap, wiring.mac, wiring.mtu)
+    own = names.PRIMARY_INTERFACE if plumbing.exists(names.PRIMARY_INTERFACE) else names.DEFAULT_INTERFACE
+    cards = []
+    for name in options.interfaces or [POD_NETWORK]:
+        wiring = plumbing.wire(own if name == POD_NETWORK else name)
+        log.info("%s is wired to %s, MAC %s, MTU %d", wiring.interface, wiring.tap, wiring.mac, wiring.mtu)
+        cards.append(Card(wiring.tap, wiring.mac, wiring.mtu))
+    first, *more = cards
     return Machine(
         name=options.hostname or options.name,
         directory=directory,
         image=image,
         accelerator=accelerator.name,
         memory_mib=options.memory,
-        mac=wiring.mac,
-        mtu=wiring.mtu,
-        tap=wiring.tap,
+        mac=first.mac,
+        mtu=first.mtu,
+        tap=first.tap,
+        more_cards=tuple(more),
         uuid=options.firmware_uuid,
         incoming=options.incoming,
         console_socket=_QEMU_CONSOLE,

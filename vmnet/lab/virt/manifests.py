@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vmnet.kube.api import Object
-from vmnet.lab.virt import kinds
+from vmnet.lab.virt import kinds, plumbing
+from vmnet.lab.virt.launcher import POD_NETWORK
 from vmnet.lab.virt.qemu import MINIMUM_MEMORY_MIB
 from vmnet.model import names
 
@@ -146,7 +147,37 @@ def launcher_pod(vmi: Object, memory_overhead: str) -> Object:
     }
     for key in (kinds.NODE_NAME_LABEL, kinds.TARGET_NODE_LABEL):
         pod["metadata"]["labels"].pop(key, None)
+    asked = multus_request(vmi)
+    if asked:
+        pod["metadata"]["annotations"][names.NETWORKS_ANNOTATION] = json.dumps(asked, separators=(",", ":"))
     return pod
+
+
+def multus_request(vmi: Object) -> list[Object]:
+    """What a launcher pod asks Multus for: for each network an interface whose name follows from the network's."""
+    devices = (vmi["spec"].get("domain") or {}).get("devices") or {}
+    macs = {item["name"]: item.get("macAddress") for item in devices.get("interfaces") or []}
+    found = []
+    for network in vmi["spec"].get("networks") or []:
+        attachment = str((network.get("multus") or {}).get("networkName") or "")
+        if not attachment:
+            continue
+        namespace, _, name = attachment.rpartition("/")
+        element: Object = {"name": name, "namespace": namespace or vmi["metadata"]["namespace"]}
+        if macs.get(network["name"]):
+            element["mac"] = macs[network["name"]]
+        found.append({**element, "interface": plumbing.hashed_name(network["name"])})
+    return found
+
+
+def _card_arguments(vmi: Object) -> list[str]:
+    """The launcher's options that say which interface of the pod each card of the guest is on, in the guest's order."""
+    devices = (vmi["spec"].get("domain") or {}).get("devices") or {}
+    order = [item["name"] for item in devices.get("interfaces") or []]
+    networks = [item for item in vmi["spec"].get("networks") or [] if "pod" in item or "multus" in item]
+    networks.sort(key=lambda item: order.index(item["name"]) if item["name"] in order else len(order))
+    names_of = [POD_NETWORK if "pod" in item else plumbing.hashed_name(item["name"]) for item in networks]
+    return [word for name in names_of for word in ("--interface", name)] if names_of != [POD_NETWORK] else []
 
 
 def _pod_spec(vmi: Object, hostname: str) -> Object:
@@ -175,6 +206,7 @@ def _pod_spec(vmi: Object, hostname: str) -> Object:
                     *("--name", metadata["name"], "--namespace", metadata["namespace"], "--uid", metadata["uid"]),
                     *("--memory", str(-(-memory // 2**20)), "--firmware-uuid", _firmware(vmi)),
                     *("--hostname", hostname, "--grace-period-seconds", str(grace)),
+                    *_card_arguments(vmi),
                 ],
                 "env": [
                     {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}

@@ -4,6 +4,7 @@ The pod interface becomes a bridge port beside the guest's tap; a stand-in of it
 that what looks at the pod finds them, but answers no ARP.
 """
 
+import hashlib
 import json
 import secrets
 import subprocess
@@ -15,6 +16,7 @@ from vmnet.lab import namespaces
 from vmnet.lab.errors import LabError
 
 TAP: Final = "tap0"
+_HASHED: Final = "pod"
 _TIMEOUT: Final = 20
 
 
@@ -28,14 +30,24 @@ class Wiring:
     mtu: int
 
 
+def hashed_name(network: str) -> str:
+    """Name of the pod's interface on a Multus network that the machine's spec calls so, as KubeVirt derives it."""
+    return f"{_HASHED}{hashlib.sha256(network.encode()).hexdigest()}"[:14]
+
+
 def nic_name(interface: str) -> str:
     """The pod interface after the stand-in took its name."""
-    return f"{interface}-nic"
+    return f"{interface.removeprefix(_HASHED)}-nic"
 
 
 def bridge_name(interface: str) -> str:
     """The bridge between pod interface and tap."""
-    return f"k6t-{interface}"
+    return f"k6t-{interface.removeprefix(_HASHED)}"
+
+
+def tap_name(interface: str) -> str:
+    """The tap device: ``tap0`` for the pod's own network, as KubeVirt calls it."""
+    return f"tap{interface.removeprefix(_HASHED)}" if interface.startswith(_HASHED) else TAP
 
 
 def wire(interface: str) -> Wiring:
@@ -45,29 +57,29 @@ def wire(interface: str) -> Wiring:
     addresses = [
         f"{item['local']}/{item['prefixlen']}" for item in link.get("addr_info", []) if item.get("scope") == "global"
     ]
-    nic, bridge = nic_name(interface), bridge_name(interface)
+    nic, bridge, tap = nic_name(interface), bridge_name(interface), tap_name(interface)
     _ip(f"link set {interface} down", f"addr flush dev {interface}", f"link set {interface} name {nic}")
     # Its own MAC would make the bridge keep the guest's frames for itself.
     _ip(
         f"link set {nic} address {_local_mac()}",
         f"link add {bridge} mtu {mtu} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-        f"tuntap add {TAP} mode tap vnet_hdr",
+        f"tuntap add {tap} mode tap vnet_hdr",
     )
-    for name in (nic, bridge, TAP):
+    for name in (nic, bridge, tap):
         # Nothing but the guest may speak on its port: no router solicitation, no MLD of ours.
         namespaces.sysctl(f"net/ipv6/conf/{name}/disable_ipv6", 1)
         # And no ARP reply for the stand-in's address: that counts where the request comes in, not where the address is.
         namespaces.sysctl(f"net/ipv4/conf/{name}/arp_ignore", 8)
     _ip(
-        f"link set {TAP} mtu {mtu}",
+        f"link set {tap} mtu {mtu}",
         f"link set {nic} master {bridge}",
-        f"link set {TAP} master {bridge}",
+        f"link set {tap} master {bridge}",
         f"link set {bridge} up",
         f"link set {nic} up",
-        f"link set {TAP} up",
+        f"link set {tap} up",
     )
     _stand_in(interface, mac, mtu, addresses)
-    return Wiring(interface, TAP, mac, mtu)
+    return Wiring(interface, tap, mac, mtu)
 
 
 def _stand_in(interface: str, mac: str, mtu: int, addresses: list[str]) -> None:

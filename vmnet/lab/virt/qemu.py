@@ -47,6 +47,15 @@ class Accelerator:
 
 
 @dataclass(frozen=True, slots=True)
+class Card:
+    """A further network card: the tap device it is on, in the network namespace QEMU runs in; ``mtu`` in octets."""
+
+    tap: str
+    mac: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """One guest. Sockets and logs go to ``directory``; ``mtu`` in octets; ``incoming``: wait for a migration.
 
@@ -66,6 +75,14 @@ class Machine:
     kernel_arguments: tuple[str, ...] = ()
     console_socket: str = CONSOLE_SOCKET
     agent_socket: str = AGENT_SOCKET
+    more_cards: tuple[Card, ...] = ()
+    """After the one that ``tap`` describes."""
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """All network cards, in the guest's order."""
+        first = () if self.tap is None else (Card(self.tap, self.mac, self.mtu),)
+        return (*first, *self.more_cards)
 
 
 def command_line(machine: Machine) -> list[str]:
@@ -97,11 +114,11 @@ def command_line(machine: Machine) -> list[str]:
     ]
     if machine.uuid:
         arguments += ["-uuid", machine.uuid]
-    if machine.tap is not None:
+    for number, card in enumerate(machine.cards):
         arguments += [
-            *("-netdev", f"tap,id=net0,ifname={machine.tap},script=no,downscript=no"),
+            *("-netdev", f"tap,id=net{number},ifname={card.tap},script=no,downscript=no"),
             # romfile: no network boot, so no option ROM has to be loaded or migrated.
-            *("-device", f"virtio-net-pci,netdev=net0,mac={machine.mac},host_mtu={machine.mtu},romfile="),
+            *("-device", f"virtio-net-pci,netdev=net{number},mac={card.mac},host_mtu={card.mtu},romfile="),
         ]
     if machine.incoming:
         arguments += ["-incoming", "defer"]

@@ -8,6 +8,8 @@ resolver() {
     done
     /etc/resolver
 }
+# What happened to the lease, for those who look whether it ever came to an end.
+echo "$(cut -d' ' -f1 /proc/uptime) $interface $1 $serverid $ip" >>/run/leases
 case $1 in
     deconfig)
         ip -4 addr flush dev "$interface"
@@ -37,6 +39,6 @@ case $1 in
             done
         fi
         [ -n "$hostname" ] && hostname "$hostname"
-        resolver v4 "${search:-$domain}" "$dns"
+        resolver "v4-$interface" "${search:-$domain}" "$dns"
         ;;
 esac
