@@ -166,7 +166,7 @@ class Cluster:
         return done.stdout
 
 
-_PERMANENT = {"table inet vmnet", "table inet vmnet-services", "table inet vmnet-default"}
+_PERMANENT = {"table inet vmnet", "table inet vmnet-services"}
 _CONTENTS = [
     ("inet vmnet", "set", "vnis"),
     *(("inet vmnet-services", "map", f"{name}{family}") for name in ("ports", "external") for family in (4, 6)),

@@ -14,7 +14,6 @@ from vmnet.agent.cni_server import CniServer
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.default_interfaces import DefaultInterfaces
-from vmnet.agent.default_network import DefaultNetwork
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.health_checks import HealthChecks
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
@@ -102,7 +101,6 @@ class Agent:
             self._services,
             self._policies,
             self._defaults,
-            DefaultNetwork(stores, lambda: self._node_queue.add("node")),
         )
         self._guests = GuestServices(kernel, settings.cluster_domain)
         self._responders = Responders(
