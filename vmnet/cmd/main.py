@@ -43,6 +43,7 @@ COMMANDS: Final = (
         "allocates addresses and reconciles networks (one per cluster; runs as a Deployment)",
     ),
     Command("agent", "vmnet.cmd.agent", "owns one node's datapath (one per node; runs as a DaemonSet)"),
+    Command("migration", "vmnet.cmd.migration", "what live migrations did to their machines' network"),
 )
 
 EPILOG: Final = """\
@@ -52,6 +53,7 @@ examples:
   vmnet lab up                                    a lab that stays
   vmnet lab kubectl -- get pods -A                kubectl, talking to it
   vmnet lab console blue -n blue-namespace        the serial console of a VM (ctrl-] leaves)
+  vmnet migration list                            every machine's last migration, and what it cost
   vmnet controller --kubeconfig ~/.kube/config    the controller, outside a cluster
   vmnet COMMAND --help                            everything about one command
 """
