@@ -3,12 +3,16 @@
 Names have the prefix ``vmnet_`` and base units; no address is ever a label.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from vmnet_dns.tally import BUCKETS, Tally
 
 REGISTRY: Final = CollectorRegistry()
 
@@ -56,12 +60,40 @@ MALFORMED: Final = Counter(
     ["network", "protocol"],
     registry=REGISTRY,
 )
-DNS_REQUESTS: Final = Counter(
-    "vmnet_dns_requests",
-    "DNS requests by query type, response code and outcome (local, forwarded, cached, refused).",
-    ["network", "type", "rcode", "outcome"],
-    registry=REGISTRY,
-)
+DNS_TALLIES: Final[dict[str, Tally]] = {}
+"""By network, what its responder on this node has counted."""
+
+
+class _Dns(Collector):
+    """Counting by the library's own counters would take longer than answering does."""
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "vmnet_dns_requests",
+            "DNS requests by query type, response code and outcome (local, forwarded, cached, stale, refused, limited, "
+            "malformed, failed).",
+            labels=["network", "type", "rcode", "outcome"],
+        )
+        seconds = HistogramMetricFamily(
+            "vmnet_dns_request_seconds",
+            "From taking a DNS request from its socket to sending the answer.",
+            labels=["network", "outcome"],
+        )
+        for network, tally in DNS_TALLIES.items():
+            for labels, number in tally.queries.items():
+                requests.add_metric([network, *labels], number)
+            for outcome, times in tally.times.items():
+                total = 0
+                buckets = []
+                for bound, number in zip((*map(str, BUCKETS), "+Inf"), times, strict=True):
+                    total += number
+                    buckets.append((bound, float(total)))
+                seconds.add_metric([network, outcome], buckets, tally.seconds[outcome])
+        yield requests
+        yield seconds
+
+
+REGISTRY.register(_Dns())
 CNI_REQUESTS: Final = Histogram(
     "vmnet_cni_request_seconds",
     "CNI requests by command and result (ok, or the CNI error code).",

@@ -153,6 +153,33 @@ def skip_name(message: bytes, at: int) -> int:
         at += 1 + length
 
 
+def expand_name(message: bytes, at: int) -> tuple[bytes, int]:
+    """A possibly compressed name in full, and the offset after it. Raises Malformed, for loops too."""
+    after: int | None = None
+    found = bytearray()
+    lowest = at
+    while True:
+        if at >= len(message):
+            raise Malformed("a name runs over the end")
+        length = message[at]
+        if length == 0:
+            return bytes(found) + b"\x00", at + 1 if after is None else after
+        if length >= 0xC0:
+            if at + 2 > len(message):
+                raise Malformed("a compression pointer runs over the end")
+            after = at + 2 if after is None else after
+            at = (length & 0x3F) << 8 | message[at + 1]
+            if at >= lowest:
+                # Only names that stand before may be pointed to (RFC 1035 section 4.1.4).
+                raise Malformed("a compression pointer that points forward")
+            lowest = at
+            continue
+        if length > 63 or len(found) + length > 253:
+            raise Malformed("a name that is too long")
+        found += message[at : at + 1 + length]
+        at += 1 + length
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """A well-formed query. ``question`` is raw: the name in the client's own case, type, class."""

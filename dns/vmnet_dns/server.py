@@ -8,21 +8,39 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import uvloop
 
 from vmnet_dns import message, zonefile
-from vmnet_dns.answer import Answer, Outcome, Transport, answer, fail, refuse, refuse_stranger
-from vmnet_dns.forward import Forwarder, Upstream
+from vmnet_dns.answer import (
+    Alias,
+    Answer,
+    Outcome,
+    Transport,
+    answer,
+    deny,
+    fail,
+    follow,
+    keep_bytes,
+    refuse,
+    refuse_stranger,
+)
+from vmnet_dns.datagrams import NAME, SIZE, Batch
+from vmnet_dns.forward import Forwarder, Found, Routes, Upstream
 from vmnet_dns.limit import ClientLimit
-from vmnet_dns.message import Query, Rcode
+from vmnet_dns.message import Malformed, Query, Rcode
+from vmnet_dns.tally import Tally
 from vmnet_dns.zone import Subnet, View
 
 log = logging.getLogger(__name__)
+query_log = logging.getLogger("vmnet_dns.queries")
+"""One line per query where it is asked for: network, client, name, type, rcode, outcome."""
 
 DRAIN: Final = 64
 """Datagrams taken per wake-up: enough to make the wake-up cheap, few enough to let the loop serve the others."""
@@ -34,17 +52,43 @@ LOCAL_RATE: Final = (2000.0, 4000.0)
 """Queries per second and burst of one client."""
 FORWARD_RATE: Final = (200.0, 400.0)
 """The same for what must be asked upstream: dearer by far."""
-_KNOWN_CLIENTS: Final = 4096
+PIPELINED: Final = 32
+"""Queries of one TCP connection that wait for the world at once; of more the connection itself waits."""
 
-Observe = Callable[[str, str, str], None]
-"""Called with (type, rcode, outcome) for every query: ``A``, ``NOERROR``, ``local``.
+Labels = tuple[str, str, str]
+"""Type, rcode and outcome of a query: ``A``, ``NOERROR``, ``local``; all of them bounded (``other``).
 
-Outcomes: local, forwarded, cached, failed, refused, limited, malformed. Type and rcode are bounded (``other``).
+Outcomes: local, forwarded, cached, stale, failed, refused, limited, malformed.
 """
+_LIMITED: Final = ("other", "other", "limited")
+_HOT: Final = Batch(DRAIN)
+"""One event loop serves all sockets of a process, one after another: they share this memory."""
 
 
-def _unobserved(kind: str, rcode: str, outcome: str) -> None:
-    del kind, rcode, outcome
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a question has the answer that it has."""
+
+    wire: bytes
+    outcome: str
+    rcode: str
+    zone: str | None
+    """The zone that decides; None: the rest of the world."""
+    alias: str | None = None
+    """Where aliases of this network lead out of it."""
+    upstream: str | None = None
+    """Who answered, now or at the time when the answer was kept."""
+    asked: tuple[str, ...] = ()
+    """Who is asked about such names."""
+    age: int = 0
+    """Seconds for which the answer has been kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    wire: bytes | None
+    labels: Labels
+    found: Found | None = None
 
 
 class Server:
@@ -55,40 +99,48 @@ class Server:
         view: View,
         forwarder: Forwarder | None = None,
         *,
-        observe: Observe = _unobserved,
+        tally: Tally | None = None,
         local_rate: tuple[float, float] = LOCAL_RATE,
         forward_rate: tuple[float, float] = FORWARD_RATE,
         idle_seconds: float = IDLE_SECONDS,
+        log_queries: bool = False,
     ) -> None:
         """Clients outside ``view.subnets`` (and link-local ones) are refused. Without forwarder all else is REFUSED."""
         self._view = view
         self._forwarder = forwarder
-        self._observe = observe
+        self.tally = tally or Tally()
         self._local = ClientLimit(*local_rate)
+        """Clients of the network only: who has a bucket here is inside."""
+        self._strangers = ClientLimit(*local_rate)
         self._forward = ClientLimit(*forward_rate)
         self._idle_seconds = idle_seconds
-        self._clients: dict[str, bool] = {}
+        self._log_queries = log_queries
         self._udp: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._connections: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._clock = asyncio.get_running_loop().time
 
     @property
     def view(self) -> View:
-        """What is answered from."""
+        """What is answered from. It may be changed in place."""
         return self._view
 
     def update(self, view: View) -> None:
         """Answer from another view from now on."""
         if view.subnets != self._view.subnets:
-            self._clients.clear()
+            self._local.buckets.clear()
         self._view = view
+
+    def forward(self, routes: Routes) -> None:
+        """Ask other upstreams from now on. Raises ValueError for a server that was made without a forwarder."""
+        if self._forwarder is None:
+            raise ValueError("this responder asks nobody")
+        self._forwarder.route(routes)
 
     def serve_udp(self, sock: socket.socket) -> None:
         """Answer datagrams of a bound, non-blocking socket, which is ours from now on."""
         self._udp.append(sock)
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._drain, sock)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._drain, sock, sock.fileno(), sock.family)
 
     async def serve_tcp(self, listener: socket.socket) -> None:
         """Answer on the connections of a listening socket, which is ours from now on."""
@@ -108,38 +160,102 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._listeners.clear()
 
+    async def explain(self, query: bytes) -> Explanation:
+        """Answer a well-formed query of nobody, uncounted and unlimited, and say why. Raises ValueError."""
+        found = answer(self._view, query, transport=Transport.TCP)
+        try:
+            parsed = message.parse_query(query)
+        except Malformed as error:
+            raise ValueError(str(error)) from error
+        asked = found.query
+        alias = found.alias
+        if found.outcome is not Outcome.FORWARD or asked is None:
+            told = _Told(found.wire, _labels(found))
+        elif self._forwarder is None:
+            told = _Told(refuse(asked).wire, _refused(asked))
+        else:
+            target = alias.target if alias is not None else asked
+            told = self._tell(asked, alias, self._forwarder.cached(target) or await self._forwarder.ask(target), 0xFFFF)
+        name = alias.target.name if alias is not None else parsed.name
+        zone = self._view.zone_of(name)
+        outside = found.outcome is Outcome.FORWARD and self._forwarder is not None
+        known = told.found.response.upstream if told.found is not None else None
+        return Explanation(
+            told.wire or b"",
+            told.labels[2],
+            told.labels[1],
+            message.decode_name(zone.apex) if zone is not None else None,
+            message.decode_name(name) if alias is not None else None,
+            str(known) if known is not None else None,
+            tuple(map(str, self._forwarder.upstreams(name))) if outside and self._forwarder is not None else (),
+            told.found.age if told.found is not None else 0,
+        )
+
     # UDP
 
-    def _drain(self, sock: socket.socket) -> None:
-        now = self._clock()
-        for _ in range(DRAIN):
-            try:
-                query, client = sock.recvfrom(4096)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # An ICMP error that one of our answers caused is reported here; the next datagram is not its fault.
-                log.debug("receiving on %s: %s", self._view.network, error)
-                continue
-            found = self._answer(query, client[0], Transport.UDP, now)
-            if found is None:
-                continue
-            if found.outcome is Outcome.FORWARD and found.query is not None:
-                self._start(self._forward_datagram(sock, client, found.query))
-            elif found.wire is not None:
-                self._send(sock, found.wire, client)
+    def _drain(self, sock: socket.socket, descriptor: int, family: int) -> None:
+        batch = _HOT
+        try:
+            received = batch.receive(descriptor)
+        except OSError as error:
+            # An ICMP error that one of our answers caused is reported here; the next datagram is not its fault.
+            log.debug("receiving on %s: %s", self._view.network, error)
+            return
+        now = monotonic()
+        # What follows is run for every query of every guest; names are looked up once.
+        ready = self._view.ready.by_bytes if not self._log_queries else {}
+        buckets, queries, numbers, names = self._local.buckets, batch.queries, batch.numbers, batch.names
+        stride, length = batch.STRIDE, batch.LENGTH
+        low, high = (4, 8) if family == socket.AF_INET else (8, 24)
+        counts: dict[Labels, int] = {}
+        for at in range(received):
+            start = at * SIZE
+            query = queries[start : start + numbers[at * stride + length]].tobytes()
+            kept = ready.get(query[2:].lower())
+            if kept is not None:
+                head, end, tail, rest, labels = kept
+                place = at * NAME
+                bucket = buckets.get(names[place + low : place + high].tobytes())
+                if bucket is not None and bucket.tokens >= 1 and query.endswith(tail):
+                    bucket.tokens -= 1
+                    batch.answer(at, query[:2] + head + query[12:end] + rest)
+                    counts[labels] = counts.get(labels, 0) + 1
+                    continue
+            self._answer_datagram(sock, batch, at, query, now, counts)
+        for lost in batch.send(descriptor, family):
+            # A full buffer or an unreachable client: a lost datagram, which clients expect.
+            log.debug("answering on %s: %s", self._view.network, lost)
+        if counts:
+            # From the wake-up until the last answer of the batch was sent: for most of them a little too much.
+            seconds = monotonic() - now
+            for labels, number in counts.items():
+                self.tally.count(labels, seconds, number)
 
-    async def _forward_datagram(self, sock: socket.socket, client: Any, query: Query) -> None:
-        limit = min(max(query.size, message.UDP_MINIMUM), message.UDP_MAXIMUM)
-        wire = await self._ask(query, limit)
-        if sock.fileno() >= 0:
-            self._send(sock, wire, client)
+    def _answer_datagram(
+        self, sock: socket.socket, batch: Batch, at: int, query: bytes, now: float, counts: dict[Labels, int]
+    ) -> None:
+        """What is not answered from the query's bytes alone."""
+        client = batch.client(at, sock.family)
+        found = self._answer(query, client[0], Transport.UDP, now)
+        if isinstance(found, Answer):
+            if found.query is not None:
+                limit = min(max(found.query.size, message.UDP_MINIMUM), message.UDP_MAXIMUM)
+                self._start(self._forward_datagram(sock, client, found, limit, now))
+            return
+        self._write_log(client[0], query, found.labels)
+        counts[found.labels] = counts.get(found.labels, 0) + 1
+        if found.wire is not None:
+            batch.answer(at, found.wire)
 
-    def _send(self, sock: socket.socket, wire: bytes, client: Any) -> None:
+    async def _forward_datagram(
+        self, sock: socket.socket, client: Any, asked: Answer, limit: int, began: float
+    ) -> None:
+        wire = await self._ask(asked, limit, client[0], began)
+        if sock.fileno() < 0:
+            return
         try:
             sock.sendto(wire, client)
         except OSError as error:
-            # A full buffer or an unreachable client: a lost datagram, which clients expect.
             log.debug("answering %s on %s: %s", client[0], self._view.network, error)
 
     # TCP
@@ -155,84 +271,127 @@ class Server:
             writer.transport.abort()
             return
         self._connections[client] = held + 1
+        waiting = asyncio.Semaphore(PIPELINED)
         try:
             # Ends of connections in all their forms are the client's right and no error of ours.
             with contextlib.suppress(asyncio.IncompleteReadError, TimeoutError, OSError):
-                while await self._converse(reader, writer, client):
+                while await self._converse(reader, writer, client, waiting):
                     pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds):
+                    # Who asks and then closes its half still wants the answers.
+                    for _ in range(PIPELINED):
+                        await waiting.acquire()
         finally:
             writer.close()
             self._connections[client] -= 1
             if not self._connections[client]:
                 del self._connections[client]
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str) -> bool:
-        """One query and its answer; False ends the connection."""
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str, waiting: asyncio.Semaphore
+    ) -> bool:
+        """One query, and its answer if that is at hand; False ends the connection.
+
+        What the world is asked is answered when it answers, and holds up nobody (RFC 7766 section 6.2.1.1).
+        """
         async with asyncio.timeout(self._idle_seconds):
             (length,) = struct.unpack("!H", await reader.readexactly(2))
             query = await reader.readexactly(length)
-        found = self._answer(query, client, Transport.TCP, self._clock())
-        if found is None:
+        began = monotonic()
+        found = self._answer(query, client, Transport.TCP, began)
+        if isinstance(found, Answer):
+            async with asyncio.timeout(self._idle_seconds):
+                await waiting.acquire()
+            self._start(self._forward_stream(writer, found, client, began, waiting))
+            return True
+        self._write_log(client, query, found.labels)
+        self.tally.count(found.labels, monotonic() - began)
+        if found.wire is None:
             return False
-        wire = found.wire
-        if found.outcome is Outcome.FORWARD and found.query is not None:
-            wire = await self._ask(found.query, 0xFFFF)
-        if wire is None:
-            return False
+        await self._write(writer, found.wire)
+        return True
+
+    async def _forward_stream(
+        self, writer: asyncio.StreamWriter, asked: Answer, client: str, began: float, waiting: asyncio.Semaphore
+    ) -> None:
+        try:
+            wire = await self._ask(asked, 0xFFFF, client, began)
+            with contextlib.suppress(TimeoutError, OSError):
+                await self._write(writer, wire)
+        finally:
+            waiting.release()
+
+    async def _write(self, writer: asyncio.StreamWriter, wire: bytes) -> None:
         writer.write(struct.pack("!H", len(wire)) + wire)
         async with asyncio.timeout(self._idle_seconds):
             await writer.drain()
-        return True
 
     # Both
 
-    def _answer(self, query: bytes, client: str, transport: Transport, now: float) -> Answer | None:
-        """The answer, already counted unless it is to be forwarded; None: drop the query."""
-        if not self._local.allows(client, now):
-            self._observe("other", "other", "limited")
-            return None
-        found = answer(self._view, query, transport=transport) if self._inside(client) else refuse_stranger(query)
-        if found.outcome is Outcome.FORWARD and found.query is not None:
-            return self._forwarded(found, found.query, client, transport, now)
-        self._observe(message.type_name(found.type), message.rcode_name(found.rcode), found.outcome.value)
-        return found
-
-    def _forwarded(self, found: Answer, query: Query, client: str, transport: Transport, now: float) -> Answer | None:
-        kind = message.type_name(query.type)
-        if self._forwarder is None or not query.flags & message.RD:
-            self._observe(kind, Rcode.REFUSED.name, "refused")
-            return refuse(query)
-        limit = 0xFFFF if transport is Transport.TCP else min(query.size, message.UDP_MAXIMUM)
-        cached = self._forwarder.cached(query, limit)
+    def _answer(self, query: bytes, client: str, transport: Transport, now: float) -> _Told | Answer:
+        """What to send, not counted yet; an Answer: ask the world."""
+        key = ip_address(client.partition("%")[0]).packed
+        inside = key in self._local.buckets or self._inside(client)
+        if not (self._local if inside else self._strangers).allows(key, now):
+            return _Told(None, _LIMITED)
+        found = answer(self._view, query, transport=transport) if inside else refuse_stranger(query)
+        asked = found.query
+        if found.outcome is not Outcome.FORWARD or asked is None:
+            if transport is Transport.UDP and inside:
+                keep_bytes(self._view, query, found)
+            return _Told(found.wire, _labels(found))
+        limit = 0xFFFF if transport is Transport.TCP else min(asked.size, message.UDP_MAXIMUM)
+        if self._forwarder is None or not asked.flags & message.RD:
+            if found.alias is not None:
+                # As far as this network knows it.
+                wire = follow(asked, found.alias, Rcode.NOERROR, 0, b"", limit)
+                return _Told(wire, (message.type_name(asked.type), Rcode.NOERROR.name, Outcome.LOCAL.value))
+            return _Told(refuse(asked).wire, _refused(asked))
+        cached = self._forwarder.cached(found.alias.target if found.alias is not None else asked)
         if cached is not None:
-            wire, rcode = cached
-            self._observe(kind, message.rcode_name(rcode), "cached")
-            return Answer(wire, Outcome.LOCAL, query.type, rcode)
-        if not self._forward.allows(client, now):
-            self._observe(kind, "other", "limited")
-            return None
+            return self._tell(asked, found.alias, cached, limit)
+        if not self._forward.allows(key, now):
+            return _Told(None, (message.type_name(asked.type), "other", "limited"))
         return found
 
-    async def _ask(self, query: Query, limit: int) -> bytes:
+    async def _ask(self, asked: Answer, limit: int, client: str, began: float) -> bytes:
         """Answer from the world, counted; SERVFAIL when there is none."""
+        if asked.query is None or self._forwarder is None:
+            return b""
+        target = asked.alias.target if asked.alias is not None else asked.query
+        told = self._tell(asked.query, asked.alias, await self._forwarder.ask(target), limit)
+        self._write_log(client, asked.query, told.labels)
+        self.tally.count(told.labels, monotonic() - began)
+        return told.wire or b""
+
+    def _tell(self, query: Query, alias: Alias | None, found: Found | None, limit: int) -> _Told:
+        """What the world says, as far as this network may hear it."""
         kind = message.type_name(query.type)
-        found = await self._forwarder.ask(query, limit) if self._forwarder is not None else None
         if found is None:
-            self._observe(kind, Rcode.SERVFAIL.name, "failed")
-            return fail(query)
-        wire, rcode = found
-        self._observe(kind, message.rcode_name(rcode), "forwarded")
-        return wire
+            return _Told(fail(query), (kind, Rcode.SERVFAIL.name, "failed"))
+        if any(self._view.owns(name) for name in found.response.owners):
+            # An alias of the world that leads back into the cluster: what is there, this view alone says.
+            return _Told(deny(query).wire, (kind, Rcode.NXDOMAIN.name, "refused"), found)
+        labels = kind, message.rcode_name(found.rcode), found.origin.value
+        if alias is None:
+            return _Told(found.render(query, limit), labels, found)
+        count, records = found.flat(alias.target)
+        return _Told(follow(query, alias, found.rcode, count, records, limit), labels, found)
 
     def _inside(self, client: str) -> bool:
-        known = self._clients.get(client)
-        if known is None:
-            if len(self._clients) >= _KNOWN_CLIENTS:
-                self._clients.clear()
-            address = ip_address(client.partition("%")[0])
-            known = address.is_link_local or any(address in subnet for subnet in self._view.subnets)
-            self._clients[client] = known
-        return known
+        address = ip_address(client.partition("%")[0])
+        return address.is_link_local or any(address in subnet for subnet in self._view.subnets)
+
+    def _write_log(self, client: str, query: bytes | Query, labels: Labels) -> None:
+        if not self._log_queries:
+            return
+        try:
+            parsed = query if isinstance(query, Query) else message.parse_query(query)
+            name, kind = message.decode_name(parsed.question[:-4]), str(parsed.type)
+        except Malformed:
+            name, kind = "-", "-"
+        query_log.info("%s %s %s %s %s %s", self._view.network, client, name, kind, labels[1], labels[2])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """The one place where tasks begin; ``close`` ends them."""
@@ -244,6 +403,14 @@ class Server:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a query on %s failed", self._view.network, exc_info=error)
+
+
+def _labels(found: Answer) -> Labels:
+    return message.type_name(found.type), message.rcode_name(found.rcode), found.outcome.value
+
+
+def _refused(query: Query) -> Labels:
+    return message.type_name(query.type), Rcode.REFUSED.name, "refused"
 
 
 _EPILOG = """\
@@ -285,7 +452,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--listen", action="append", default=[], metavar="ADDRESS:PORT", help="UDP and TCP; again for more addresses"
     )
     parser.add_argument(
-        "--upstream", action="append", default=[], metavar="ADDRESS[:PORT]", help="server for the rest of the world"
+        "--upstream",
+        action="append",
+        default=[],
+        metavar="[DOMAIN=]ADDRESS[:PORT]",
+        help="server for the rest of the world, or for one domain of it; again for more servers",
+    )
+    parser.add_argument("--log-queries", action="store_true", help="one line for every query")
+    parser.add_argument(
+        "--rate", type=float, default=LOCAL_RATE[0], help="queries per second that one client may ask (%(default)g)"
     )
     parser.add_argument(
         "--allow", action="append", default=[], metavar="CIDR", help="answer these clients too, besides the subnets'"
@@ -297,7 +472,7 @@ def main(arguments: list[str] | None = None) -> int:
         allowed = tuple(ip_network(text) for text in options.allow)
         view = zonefile.load(options.zone, allowed=allowed)
         listen = [_endpoint(text) for text in options.listen or ["127.0.0.1:5353"]]
-        upstreams = [Upstream(*_endpoint(text)) for text in options.upstream]
+        routes = upstream_routes(options.upstream)
     except (OSError, ValueError) as error:
         print(f"vmnet-dns: {error}", file=sys.stderr)
         return 2
@@ -306,11 +481,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(options.zone, view, listen, upstreams, allowed))
+            runner.run(_serve(options, view, listen, routes, allowed))
     except OSError as error:
         print(f"vmnet-dns: cannot listen: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def upstream_routes(texts: Iterable[str]) -> Routes:
+    """``domain=address:port`` or ``address:port``, any number of each. Raises ValueError."""
+    routes: dict[bytes, list[Upstream]] = {}
+    for text in texts:
+        domain, _, endpoint = text.rpartition("=")
+        routes.setdefault(message.encode_name(domain), []).append(Upstream(*_endpoint(endpoint)))
+    return routes
 
 
 def _endpoint(text: str) -> tuple[Any, int]:
@@ -331,9 +515,19 @@ async def _open(family: int, stream: bool) -> socket.socket:
 
 
 async def _serve(
-    path: Path, view: View, listen: list[tuple[Any, int]], upstreams: list[Upstream], allowed: tuple[Subnet, ...]
+    options: argparse.Namespace,
+    view: View,
+    listen: list[tuple[Any, int]],
+    routes: Routes,
+    allowed: tuple[Subnet, ...],
 ) -> None:
-    server = Server(view, Forwarder(upstreams, _open) if upstreams else None)
+    path: Path = options.zone
+    server = Server(
+        view,
+        Forwarder(routes, _open) if routes else None,
+        local_rate=(options.rate, 2 * options.rate),
+        log_queries=options.log_queries,
+    )
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -1,13 +1,14 @@
-"""What one network can see: a frozen view of names, and which parts of the name space it answers for.
+"""What one network can see: a view of names, and which parts of the name space it answers for.
 
-A view is made anew when a name comes or goes; that copies two dicts and touches only the names that changed.
+``View.change`` is for names that come and go while the view is served: it touches these names and the answers that
+were made of them, nothing else. ``View.updated`` makes another view.
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from vmnet_dns import message
 from vmnet_dns.message import Type, encode_name, parents, reverse_name
@@ -91,6 +92,11 @@ def reverse_zones(subnet: Subnet) -> list[bytes]:
     return zones
 
 
+def denied_zones(subnets: Iterable[Subnet]) -> dict[bytes, "Zone"]:
+    """Reverse zones of other networks' subnets: the world may know their names, but this network must not."""
+    return {zone: Zone(zone) for subnet in subnets for zone in reverse_zones(subnet)}
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One name: its records by type, and how many records are below it (a name with none of its own still exists)."""
@@ -107,19 +113,44 @@ class Zone:
     forwarded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Ready:
+    """Answers of a view that are kept: only ``answer`` puts them in."""
+
+    by_question: dict[bytes, Any] = field(default_factory=dict)
+    by_bytes: dict[bytes, Any] = field(default_factory=dict)
+    """By the whole query but its id, in lower case: what is asked all the time is answered without being parsed."""
+    by_name: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """Name → questions whose answers were made of it."""
+
+    def forget(self, name: bytes) -> None:
+        """The records of a name have changed."""
+        for question in self.by_name.pop(name, ()):
+            found = self.by_question.pop(question, None)
+            for wire in found.wires if found is not None else ():
+                self.by_bytes.pop(wire, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.by_question.clear()
+        self.by_bytes.clear()
+        self.by_name.clear()
+
+
+@dataclass(slots=True)
 class View:
-    """One network's names. Make it with ``make``, follow changes with ``updated``."""
+    """One network's names. Make it with ``make``, follow changes with ``change`` or ``updated``."""
 
     network: str
     domain: str
     subnets: tuple[Subnet, ...]
     zones: Mapping[bytes, Zone]
-    records: frozenset[Record] = frozenset()
-    nodes: Mapping[bytes, Node] = field(default_factory=dict)
+    denied: Mapping[bytes, Zone] = field(default_factory=dict)
+    """Zones of others: what is in them and not in ``zones`` does not exist here, and nobody is asked."""
+    records: set[Record] = field(default_factory=set)
+    nodes: dict[bytes, Node] = field(default_factory=dict)
     serial: int = 1
-    compiled: dict[bytes, object] = field(default_factory=dict, compare=False, repr=False)
-    """Cache of ``answer``: only that module reads and writes it."""
+    ready: Ready = field(default_factory=Ready, compare=False, repr=False)
 
     @classmethod
     def make(
@@ -130,12 +161,14 @@ class View:
         subnets: Iterable[Subnet] = (),
         servers: Iterable[Address] = (),
         forwarded: Iterable[str] = (),
+        denied: Mapping[bytes, Zone] | None = None,
         records: Iterable[Record] = (),
     ) -> Self:
         """``servers``: the addresses that this view is served on (NS glue).
 
         ``forwarded``: names below ``domain`` that this network may see although others own them, with all that is
-        below them (cluster services every network may use). Raises ValueError for bad names.
+        below them (cluster services every network may use). ``denied``: zones of others, which
+        views may share (``denied_zones``). Raises ValueError for bad names.
         """
         apex = encode_name(domain)
         zones = {}
@@ -147,12 +180,12 @@ class View:
         for name in forwarded:
             zone = encode_name(name)
             zones[zone] = Zone(zone, forwarded=True)
-        view = cls(network, domain, own, zones)
+        view = cls(network, domain, own, zones, denied if denied is not None else {})
         server = server_name(domain)
         fixed = address_records(server, servers)
         for zone in [apex, *(zone for subnet in own for zone in reverse_zones(subnet))]:
             fixed.append(Record(zone, Type.NS, encode_name(server)))
-        nodes = _changed(view.nodes, frozenset(fixed), frozenset())
+        nodes = _changed(view.nodes, set(fixed), set())
         for zone, found in zones.items():
             if found.forwarded:
                 # Denying a parent would deny what is below it (RFC 8020).
@@ -163,14 +196,30 @@ class View:
 
     def updated(self, records: Iterable[Record]) -> Self:
         """The view with exactly these records; itself when nothing changed."""
-        wanted = frozenset(records)
+        wanted = set(records)
         added, removed = wanted - self.records, self.records - wanted
         if not added and not removed:
             return self
         nodes = _changed(self.nodes, added, removed)
-        # Serial numbers wrap round (RFC 1982); zero is avoided.
-        serial = self.serial % 0xFFFFFFFF + 1
-        return replace(self, records=wanted, nodes=nodes, serial=serial, compiled={})
+        return replace(self, records=wanted, nodes=nodes, serial=_next(self.serial), ready=Ready())
+
+    def change(self, added: Iterable[Record], removed: Iterable[Record] = ()) -> bool:
+        """Take records out of this very view and put others in; False when that makes no difference.
+
+        What is in both is there afterwards. The work is in proportion to the change, however many names there are.
+        """
+        wanted = set(added)
+        gone = {item for item in removed if item in self.records} - wanted
+        new = wanted - self.records
+        if not gone and not new:
+            return False
+        _apply(self.nodes, new, gone)
+        self.records -= gone
+        self.records |= new
+        for name in {parent for item in (*gone, *new) for parent in parents(item.owner)}:
+            self.ready.forget(name)
+        self.serial = _next(self.serial)
+        return True
 
     def zone_of(self, name: bytes) -> Zone | None:
         """The longest zone that a name (lower case, wire form) is in; None: the rest of the world."""
@@ -178,7 +227,12 @@ class View:
             zone = self.zones.get(parent)
             if zone is not None:
                 return zone
-        return None
+        return next((self.denied[parent] for parent in parents(name) if parent in self.denied), None)
+
+    def owns(self, name: bytes) -> bool:
+        """Whether nobody but this view may say what a name (lower case, wire form) is."""
+        zone = self.zone_of(name)
+        return zone is not None and not zone.forwarded
 
     def start_of_authority(self, zone: Zone) -> bytes:
         """SOA record of a zone, as it stands in negative answers (RFC 2308 section 3)."""
@@ -192,15 +246,24 @@ def server_name(domain: str) -> str:
     return f"ns.dns.{domain}"
 
 
-def _changed(nodes: Mapping[bytes, Node], added: frozenset[Record], removed: frozenset[Record]) -> dict[bytes, Node]:
+def _next(serial: int) -> int:
+    """Serial numbers wrap round (RFC 1982); zero is avoided."""
+    return serial % 0xFFFFFFFF + 1
+
+
+def _changed(nodes: Mapping[bytes, Node], added: Set[Record], removed: Set[Record]) -> dict[bytes, Node]:
     """A copy in which the nodes of these records, and only those, are replaced."""
     result = dict(nodes)
+    _apply(result, added, removed)
+    return result
+
+
+def _apply(nodes: dict[bytes, Node], added: Set[Record], removed: Set[Record]) -> None:
     for item in removed:
-        _edit(result, item, -1)
+        _edit(nodes, item, -1)
     # Sorted: the order of records in an answer must not depend on hashes.
     for item in sorted(added, key=lambda item: (item.owner, item.type, item.data)):
-        _edit(result, item, 1)
-    return result
+        _edit(nodes, item, 1)
 
 
 def _edit(nodes: dict[bytes, Node], item: Record, by: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import dns.name
 
+from vmnet.agent import service_records
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.networks import Networks
@@ -105,7 +106,8 @@ class Driver:
     async def names(self, network: str) -> dict[str, list[str]]:
         """Names in the network's DNS, with their addresses."""
         found: dict[str, list[str]] = {}
-        for record in self.services.records(network, "cluster.local"):
+        named = self.services.named(network)
+        for record in (item for service in named for item in service_records.records(service, "cluster.local")):
             if record.type in (Type.A, Type.AAAA):
                 name = dns.name.from_wire(record.owner, 0)[0].to_text(omit_final_dot=True)
                 found.setdefault(name, []).append(str(ip_address(record.data)))

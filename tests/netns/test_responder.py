@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from vmnet.agent.responder import Responders
+from vmnet.agent.responder import Names, Responders
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
 from vmnet.model.names import MacAddress, NetworkId
 from vmnet.model.network import Network
+from vmnet_dns.forward import Upstream
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2 to make namespaces"
 )
 
 DEADLINE = 30
+WORLD = {b"\x00": [Upstream(ip_address("10.99.255.53"))]}
 BLUE = "blue.ns.vm.cluster.local"
 ZONE = """
 network = "world"
@@ -113,10 +115,10 @@ async def networks(tmp_path: Path) -> AsyncIterator[tuple[Network, Network]]:
 async def test_networks_are_apart_and_each_reaches_the_world_by_its_own_link(networks: tuple[Network, Network]) -> None:
     one, two = networks
     kernel = LinuxKernel()
-    responders = Responders(kernel, upstreams=[ip_address("10.99.255.53")])
+    responders = Responders(kernel, upstreams=lambda: WORLD)
     try:
-        await responders.update(one, [endpoint("192.168.0.5/16", "fd00:1::5/64")])
-        await responders.update(two, [endpoint("192.168.0.6/16", "fd00:1::6/64")])
+        await responders.serve(one, Names([endpoint("192.168.0.5/16", "fd00:1::5/64")]))
+        await responders.serve(two, Names([endpoint("192.168.0.6/16", "fd00:1::6/64")]))
         for network, address, address6 in ((one, "192.168.0.5", "fd00:1::5"), (two, "192.168.0.6", "fd00:1::6")):
             for server in ("192.168.0.1", "fd00:1::1"):
                 assert (await dig(network.namespace, server, "+short", BLUE)).split() == [address]
@@ -136,10 +138,10 @@ async def test_without_a_way_to_the_world_failure_comes_soon(networks: tuple[Net
     one, _ = networks
     await run("ip", "-n", one.namespace, "link", "set", "up0", "down")
     kernel = LinuxKernel()
-    responders = Responders(kernel, upstreams=[ip_address("10.99.255.53")])
+    responders = Responders(kernel, upstreams=lambda: WORLD)
     clock = asyncio.get_running_loop().time
     try:
-        await responders.update(one, [])
+        await responders.serve(one, Names([]))
         began = clock()
         assert "status: SERVFAIL" in await dig(one.namespace, "192.168.0.1", "www.example.org")
         # A stub resolver gives up after 5 s.

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from vmnet import metrics
+from vmnet.agent import facts
 from vmnet.agent.announcer import Announcer
 from vmnet.agent.attachments import Attachments
 from vmnet.agent.cluster import Cluster, Stores
@@ -17,19 +18,21 @@ from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.health_checks import HealthChecks
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
+from vmnet.agent.name_queries import SOCKET, NameQueries
 from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.policy_tables import PolicyTables
-from vmnet.agent.responder import Responders
+from vmnet.agent.responder import Names, Responders
 from vmnet.agent.service_tables import DEFAULT_SERVICES, ServiceTables
 from vmnet.agent.services import AddressService, NameService
 from vmnet.cni.call import DELETED_DIRECTORY
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kube.api import Kube, KubeError
-from vmnet.model.addresses import IPAddress, IPNetwork
+from vmnet.model.addresses import IPNetwork
 from vmnet.model.endpoint import MachineReference, PortState
 from vmnet.runtime.queue import KeyedQueue, work
 from vmnet.runtime.tasks import TaskScope
-from vmnet_dns.zone import Record
+from vmnet_dns import message
+from vmnet_dns.forward import Routes, Upstream
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,10 @@ class Settings:
     """Services of the cluster that every network may use, as ``namespace/name``."""
     service_ranges: tuple[IPNetwork, ...] = ()
     """Ranges of cluster addresses that the API does not tell of."""
-    dns_upstreams: tuple[IPAddress, ...] = ()
+    dns_upstreams: Routes = field(default_factory=dict)
+    """Servers by domain. Where the root has none, the cluster's own DNS is asked."""
+    dns_socket: Path = SOCKET
+    log_queries: bool = False
     cni_socket: Path = Path("/run/vmnet/cni.sock")
     cni_deleted: Path = Path(DELETED_DIRECTORY)
     multus: Mode = Mode.AUTO
@@ -70,13 +76,15 @@ class Agent:
 
     def __init__(self, settings: Settings, kernel: Kernel, kube: Kube, stores: Stores) -> None:
         self._stores = stores
+        self._settings = settings
         self._network_queue = KeyedQueue()
         self._machine_queue = KeyedQueue()
+        self._name_queue = KeyedQueue()
         self._node_queue = KeyedQueue()
         self._adopted = asyncio.Event()
         self._cluster = Cluster(
             stores,
-            on_network=self._network_queue.add,
+            on_network=self._network_changed,
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
         )
         self._policies = PolicyTables(kube, stores, self._cluster, settings.node_name, self._network_queue.add)
@@ -92,7 +100,7 @@ class Agent:
         self._services = ServiceTables(
             stores,
             self._cluster,
-            on_network=self._network_queue.add,
+            on_network=self._network_changed,
             on_node=lambda: self._node_queue.add("node"),
             default_services=settings.default_services,
             ranges=settings.service_ranges,
@@ -104,8 +112,13 @@ class Agent:
         )
         self._guests = GuestServices(kernel, settings.cluster_domain)
         self._responders = Responders(
-            kernel, upstreams=settings.dns_upstreams, domain=settings.cluster_domain, services=()
+            kernel,
+            upstreams=self._dns_routes,
+            interface=self._interface_name,
+            domain=settings.cluster_domain,
+            log_queries=settings.log_queries,
         )
+        self._queries = NameQueries(settings.dns_socket, self._responders)
         self._announcer = Announcer(kernel, settings.cluster_domain)
         self._networks = Networks(
             kernel,
@@ -130,7 +143,6 @@ class Agent:
         )
         self._health_checks = HealthChecks(lambda: self.not_ready() is None)
         self._server = CniServer(settings.cni_socket, self._attachments.handle)
-        self._settings = settings
 
     def not_ready(self) -> str | None:
         """Why the node's datapath is not in place, None when it is."""
@@ -149,6 +161,7 @@ class Agent:
                     tasks.service(store.run(), f"watch {store.resource.plural}")
                 # Calls wait inside until the state is read: a shim that connects now need not poll.
                 await self._server.start()
+                await self._queries.start()
                 await self._start()
                 tasks.service(
                     work(
@@ -170,6 +183,7 @@ class Agent:
                     ),
                     "machines",
                 )
+                tasks.service(work(self._name_queue, self._reconcile_names, kind="names", observe=_observe), "names")
                 tasks.service(
                     work(
                         self._node_queue, self._reconcile_node, kind="node", observe=_observe, expected=(NotReady, Gone)
@@ -182,6 +196,7 @@ class Agent:
                 await asyncio.Event().wait()
         finally:
             await self._server.close()
+            await self._queries.close()
             await self._cut_overs.close()
             self._announcer.close()
             self._guests.close()
@@ -212,8 +227,29 @@ class Agent:
         self._adopted.set()
         log.info("node %s: %d networks taken over", self._settings.node_name, len(self._networks.rendered()))
 
-    def _names(self, network: str) -> list[Record]:
-        return self._services.records(network, self._settings.cluster_domain)
+    def _network_changed(self, network: str) -> None:
+        self._network_queue.add(network)
+        # Names do not wait for the datapath, nor for other networks.
+        self._name_queue.add(network)
+
+    def _names(self, network: str) -> Names:
+        return Names(self._cluster.members(network), self._services.named(network))
+
+    def _interface_name(self, machine: MachineReference) -> str | None:
+        found = self._cluster.machine(machine)
+        return facts.interface_on_pod_network(found) if found is not None else None
+
+    def _dns_routes(self) -> Routes:
+        root = message.encode_name(".")
+        routes = dict(self._settings.dns_upstreams)
+        if not routes.get(root):
+            routes[root] = tuple(Upstream(address) for address in self._services.name_servers())
+        return routes
+
+    async def _reconcile_names(self, network: str) -> float | None:
+        self._responders.deny(self._cluster.subnets())
+        self._responders.follow(network, lambda: self._names(network))
+        return None
 
     async def _reconcile_network(self, name: str) -> float | None:
         await self._networks.render(name)

@@ -236,3 +236,11 @@ def source_node(own: Object, pods: Iterable[Object], vmi: Object | None) -> str:
 def is_source(pod_name: str, vmi: Object | None) -> bool:
     """Whether the VMI's present migration leaves this pod."""
     return migration_state(vmi).get("sourcePod") == pod_name
+
+
+def interface_on_pod_network(machine: Object) -> str | None:
+    """Name, in the specification of a VMI, of the interface on its pod's own network; None when it has none."""
+    for entry in (machine.get("spec") or {}).get("networks") or []:
+        if "pod" in entry:
+            return str(entry["name"])
+    return None

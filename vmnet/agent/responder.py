@@ -6,85 +6,146 @@ Their sockets, for answering and for forwarding, are opened inside the network's
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from vmnet.agent import service_records
 from vmnet.kernel.api import Kernel, KernelError
-from vmnet.metrics import DNS_REQUESTS, MALFORMED
-from vmnet.model.addresses import IPAddress
-from vmnet.model.endpoint import Endpoint
+from vmnet.metrics import DNS_TALLIES
+from vmnet.model.addresses import IPNetwork
+from vmnet.model.endpoint import Endpoint, MachineReference
 from vmnet.model.names import NamespaceName, NetworkId
 from vmnet.model.network import Network
-from vmnet_dns.forward import Forwarder, Upstream
-from vmnet_dns.server import Observe, Server
-from vmnet_dns.zone import Record, View, address_records, pointer_records
+from vmnet.model.service import Service
+from vmnet_dns.forward import Forwarder, Routes
+from vmnet_dns.server import Explanation, Server
+from vmnet_dns.tally import Tally
+from vmnet_dns.zone import Record, View, Zone, address_records, denied_zones, pointer_records
 
 log = logging.getLogger(__name__)
 
 DNS_PORT: Final = 53
-CLUSTER_SERVICES: Final = ("kubernetes.default.svc", "kube-dns.kube-system.svc")
-"""Names of the default network's services that every network may use, below the cluster domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a network's DNS is made of: endpoints (every one, local or not) and Services."""
+
+    endpoints: Iterable[Endpoint] = ()
+    services: Iterable[Service] = ()
+
+
+@dataclass(slots=True)
+class _Source:
+    """An endpoint or a Service, and its records. Both are values: another one means that something has changed."""
+
+    value: Endpoint | Service
+    interface: str | None
+    records: Sequence[Record]
 
 
 @dataclass(slots=True)
 class _Running:
     server: Server
     network: Network
-    view: View
+    sources: dict[Hashable, _Source] = field(default_factory=dict)
+    told: Counter[Record] = field(default_factory=Counter)
+    """By how many sources: both pods of a migrating machine say the same."""
+
+
+def _unnamed(machine: MachineReference) -> str | None:
+    del machine
+    return None
 
 
 class Responders:
-    """Responders by network id. ``update`` is idempotent: an answer's sockets stay open while names come and go."""
+    """Responders by network id. ``serve`` is idempotent: an answer's sockets stay open while names come and go."""
 
     def __init__(
         self,
         kernel: Kernel,
         *,
-        upstreams: Sequence[IPAddress],
+        upstreams: Callable[[], Routes],
+        interface: Callable[[MachineReference], str | None] = _unnamed,
         domain: str = "cluster.local",
-        services: Sequence[str] = CLUSTER_SERVICES,
         port: int = DNS_PORT,
+        log_queries: bool = False,
     ) -> None:
-        """``upstreams``: recursive servers, reached from the network's namespace through its join veth."""
+        """``upstreams``: recursive servers, reached from the network's namespace through its join veth.
+
+        ``interface``: the name that a machine's own specification gives to its interface on the pod's network.
+        """
         self._kernel = kernel
-        self._upstreams = tuple(Upstream(address) for address in upstreams)
+        self._upstreams = upstreams
+        self._routes = upstreams()
+        self._interface = interface
         self._domain = domain
-        self._services = tuple(services)
         self._port = port
+        self._log_queries = log_queries
         self._running: dict[NetworkId, _Running] = {}
         self._locks: dict[NetworkId, asyncio.Lock] = {}
+        self._subnets: frozenset[IPNetwork] = frozenset()
+        self._denied: dict[bytes, Zone] = {}
+        """Shared by all views: of every network's subnets, so that no network asks the world of another's."""
 
     def serving(self, network_id: NetworkId) -> bool:
         """Whether that network's responder has its sockets."""
         return network_id in self._running
 
-    async def update(self, network: Network, endpoints: Iterable[Endpoint], records: Iterable[Record] = ()) -> None:
-        """Serve exactly the names of these endpoints (every one of the network, local or not), and ``records``.
+    async def serve(self, network: Network, names: Names) -> None:
+        """Serve exactly these names.
 
         The namespace and its gateway addresses must be there. Raises KernelError when a socket cannot be opened.
         """
-        wanted = [*endpoint_records(endpoints, self._domain), *records]
         async with self._locks.setdefault(network.id, asyncio.Lock()):
             running = self._running.get(network.id)
-            if running is not None and _served_alike(running.network, network):
-                running.view = running.view.updated(wanted)
-                running.server.update(running.view)
-                return
-            if running is not None:
-                del self._running[network.id]
-                await running.server.close()
-            view = View.make(
-                network.name,
-                domain=self._domain,
-                subnets=network.subnets,
-                servers=network.gateways,
-                forwarded=[f"{name}.{self._domain}" for name in self._services],
-                records=wanted,
-            )
-            server = await self._open(network, view)
-            self._running[network.id] = _Running(server, network, view)
+            if running is None or not _served_alike(running.network, network):
+                if running is not None:
+                    del self._running[network.id]
+                    await running.server.close()
+                view = View.make(
+                    network.name,
+                    domain=self._domain,
+                    subnets=network.subnets,
+                    servers=network.gateways,
+                    denied=self._denied,
+                )
+                running = _Running(await self._open(network, view), network)
+                self._running[network.id] = running
+            self._change(running, names)
+
+    def follow(self, network: str, names: Callable[[], Names]) -> bool:
+        """Bring the names of a network that is served up to date, at once; False when it is not served.
+
+        This asks nothing of the kernel: a name is right long before the datapath is.
+        """
+        self._ask_upstreams()
+        for running in self._running.values():
+            if running.network.name == network:
+                self._change(running, names())
+                return True
+        return False
+
+    def deny(self, subnets: frozenset[IPNetwork]) -> None:
+        """The subnets of all networks: of their addresses' names the world is not asked."""
+        if subnets != self._subnets:
+            self._subnets = subnets
+            self._denied.clear()
+            self._denied.update(denied_zones(subnets))
+
+    async def explain(self, network: str, query: bytes) -> Explanation | None:
+        """What a network is answered and why; None when it is not served here. Raises ValueError for a bad query."""
+        for running in self._running.values():
+            if running.network.name == network:
+                return await running.server.explain(query)
+        return None
+
+    def networks(self) -> list[str]:
+        """Names of the networks that are served."""
+        return sorted(running.network.name for running in self._running.values())
 
     async def remove(self, network_id: NetworkId) -> None:
         """Stop answering for a network; before its namespace is deleted, or the sockets keep it alive."""
@@ -92,6 +153,7 @@ class Responders:
             running = self._running.pop(network_id, None)
             if running is not None:
                 await running.server.close()
+                DNS_TALLIES.pop(running.network.name, None)
         if network_id not in self._running:
             self._locks.pop(network_id, None)
 
@@ -100,10 +162,47 @@ class Responders:
         for network_id in list(self._running):
             await self.remove(network_id)
 
+    def _change(self, running: _Running, names: Names) -> None:
+        """Only what differs from the last time is looked at closely."""
+        seen: set[Hashable] = set()
+        gone: Counter[Record] = Counter()
+        new: Counter[Record] = Counter()
+        for key, value in _keyed(names):
+            seen.add(key)
+            machine = value.machine if isinstance(value, Endpoint) else None
+            interface = self._interface(machine) if machine is not None else None
+            known = running.sources.get(key)
+            if known is not None and known.value is value and known.interface == interface:
+                continue
+            if isinstance(value, Endpoint):
+                records = endpoint_records(value, self._domain, interface)
+            else:
+                records = service_records.records(value, self._domain)
+            gone.update(known.records if known is not None else ())
+            new.update(records)
+            running.sources[key] = _Source(value, interface, records)
+        for key in running.sources.keys() - seen:
+            gone.update(running.sources.pop(key).records)
+        touched = gone.keys() | new.keys()
+        running.told.update(new)
+        running.told.subtract(gone)
+        removed = [record for record in touched if running.told[record] <= 0]
+        for record in removed:
+            del running.told[record]
+        running.server.view.change((record for record in touched if record in running.told), removed)
+
+    def _ask_upstreams(self) -> None:
+        routes = self._upstreams()
+        if routes != self._routes:
+            self._routes = routes
+            for running in self._running.values():
+                running.server.forward(routes)
+
     async def _open(self, network: Network, view: View) -> Server:
         """A server with all its sockets, or none of them."""
-        forwarder = Forwarder(self._upstreams, self._opener(network.namespace)) if self._upstreams else None
-        server = Server(view, forwarder, observe=_observer(network.name))
+        forwarder = Forwarder(self._routes, _Opener(self._kernel, network.namespace))
+        tally = DNS_TALLIES.setdefault(network.name, Tally())
+        server = Server(view, forwarder, tally=tally, log_queries=self._log_queries)
         try:
             for gateway in network.gateways:
                 server.serve_udp(await self._kernel.udp_socket(network.namespace, gateway, self._port))
@@ -114,8 +213,12 @@ class Responders:
         log.info("network %s: answering DNS on %s", network.name, ", ".join(map(str, network.gateways)))
         return server
 
-    def _opener(self, namespace: NamespaceName) -> "_Opener":
-        return _Opener(self._kernel, namespace)
+
+def _keyed(names: Names) -> Iterable[tuple[Hashable, Endpoint | Service]]:
+    for endpoint in names.endpoints:
+        yield endpoint.pod.uid, endpoint
+    for service in names.services:
+        yield (service.namespace, service.name), service
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,36 +239,29 @@ class _Opener:
             raise OSError(error.errno, str(error)) from error
 
 
-def endpoint_records(endpoints: Iterable[Endpoint], domain: str) -> list[Record]:
-    """Names of endpoints (design, section 6).
+def endpoint_records(endpoint: Endpoint, domain: str, interface: str | None = None) -> list[Record]:
+    """Names of an endpoint (design, section 6).
 
-    A machine: ``<vm>.<ns>.vm.<domain>`` and ``<interface>.<vm>.<ns>.vm.<domain>``, and PTR to the first. Every pod:
-    ``<ip-dashed>.<ns>.pod.<domain>``, and PTR to it where no machine is. During a migration both pods of a machine say
-    the same, which makes one record.
+    A machine: ``<vm>.<ns>.vm.<domain>``, ``<interface>.<vm>.<ns>.vm.<domain>`` where the interface's name is known, and
+    PTR to the first. Every pod: ``<ip-dashed>.<ns>.pod.<domain>``, and PTR to it where it is no machine.
     """
-    found: dict[Record, None] = {}
-    pointed: set[IPAddress] = set()
-    for endpoint in sorted(endpoints, key=lambda item: (item.machine is None, item.pod)):
-        addresses = [item.ip for item in endpoint.addresses]
-        names: list[str] = []
-        if endpoint.machine is not None:
-            machine = f"{endpoint.machine.name}.{endpoint.machine.namespace}.vm.{domain}"
-            names += [machine, f"{endpoint.interface}.{machine}"]
-        try:
-            records = [record for name in names for record in address_records(name, addresses)]
-            for address in addresses:
-                dashed = f"{str(address).replace('.', '-').replace(':', '-')}.{endpoint.pod.namespace}.pod.{domain}"
-                if dashed.startswith("-"):
-                    dashed = f"0{dashed}"
-                records += address_records(dashed, [address])
-                if address not in pointed or endpoint.machine is not None:
-                    records += pointer_records(names[0] if names else dashed, [address])
-                    pointed.add(address)
-        except ValueError as error:
-            log.warning("%s/%s has no name in DNS: %s", endpoint.pod.namespace, endpoint.pod.name, error)
-            continue
-        found.update(dict.fromkeys(records))
-    return list(found)
+    addresses = [item.ip for item in endpoint.addresses]
+    names: list[str] = []
+    if endpoint.machine is not None:
+        machine = f"{endpoint.machine.name}.{endpoint.machine.namespace}.vm.{domain}"
+        names += [machine, *([f"{interface}.{machine}"] if interface else [])]
+    try:
+        records = [record for name in names for record in address_records(name, addresses)]
+        for address in addresses:
+            dashed = f"{str(address).replace('.', '-').replace(':', '-')}.{endpoint.pod.namespace}.pod.{domain}"
+            if dashed.startswith("-"):
+                dashed = f"0{dashed}"
+            records += address_records(dashed, [address])
+            records += pointer_records(names[0] if names else dashed, [address])
+    except ValueError as error:
+        log.warning("%s/%s has no name in DNS: %s", endpoint.pod.namespace, endpoint.pod.name, error)
+        return []
+    return list(dict.fromkeys(records))
 
 
 def _served_alike(one: Network, other: Network) -> bool:
@@ -176,12 +272,3 @@ def _served_alike(one: Network, other: Network) -> bool:
         other.subnets,
         other.gateways,
     )
-
-
-def _observer(network: str) -> Observe:
-    def observe(kind: str, rcode: str, outcome: str) -> None:
-        if outcome == "malformed":
-            MALFORMED.labels(network, "dns").inc()
-        DNS_REQUESTS.labels(network, kind, rcode, outcome).inc()
-
-    return observe

@@ -6,7 +6,7 @@ from typing import Final
 
 from vmnet.model.addresses import IPAddress
 from vmnet.model.service import Service
-from vmnet_dns.zone import Record, address_records, alias_record, service_record
+from vmnet_dns.zone import Record, address_records, alias_record, pointer_records, service_record
 
 log = logging.getLogger(__name__)
 
@@ -14,15 +14,13 @@ TTL: Final = 5
 """Seconds: who answers for a Service changes while it is used."""
 
 
-def records(services: Iterable[Service], domain: str) -> list[Record]:
-    """A, AAAA, SRV and CNAME records. A headless Service has the addresses of its endpoints, and a name for each."""
-    found: dict[Record, None] = {}
-    for service in services:
-        try:
-            found.update(dict.fromkeys(_of(service, f"{service.name}.{service.namespace}.svc.{domain}")))
-        except ValueError as error:
-            log.warning("service %s/%s has no name in DNS: %s", service.namespace, service.name, error)
-    return list(found)
+def records(service: Service, domain: str) -> list[Record]:
+    """A, AAAA, SRV, PTR and CNAME records. A headless Service has the addresses of its endpoints, and a name each."""
+    try:
+        return list(dict.fromkeys(_of(service, f"{service.name}.{service.namespace}.svc.{domain}")))
+    except ValueError as error:
+        log.warning("service %s/%s has no name in DNS: %s", service.namespace, service.name, error)
+        return []
 
 
 def _of(service: Service, name: str) -> Iterable[Record]:
@@ -31,6 +29,7 @@ def _of(service: Service, name: str) -> Iterable[Record]:
         return
     if service.addresses:
         yield from address_records(name, service.addresses, TTL)
+        yield from pointer_records(name, service.addresses, TTL)
         for port in service.ports:
             if port.name:
                 yield service_record(f"_{port.name}._{port.protocol}.{name}", port.number, name, ttl=TTL)
@@ -40,6 +39,7 @@ def _of(service: Service, name: str) -> Iterable[Record]:
         hosts[member.address] = f"{member.hostname or _dashed(member.address)}.{name}"
         yield from address_records(name, [member.address], TTL)
         yield from address_records(hosts[member.address], [member.address], TTL)
+        yield from pointer_records(hosts[member.address], [member.address], TTL)
     for port in service.ports:
         for backend in port.backends:
             if port.name and backend.address in hosts:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from vmnet.agent import facts, service_records
+from vmnet.agent import facts
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.health_checks import HealthCheck
 from vmnet.kube.api import Object, object_key
@@ -15,7 +15,6 @@ from vmnet.model.service import Service
 from vmnet.plan import services as plan
 from vmnet.plan.services import Place
 from vmnet.plan.table import Table
-from vmnet_dns.zone import Record
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +82,10 @@ class ServiceTables:
         """Addresses of the cluster's DNS, none where its Service is not one that networks may use."""
         return self._taken.get(CLUSTER_DNS, ()) if CLUSTER_DNS in self._default_services else ()
 
-    def records(self, network: str, domain: str) -> list[Record]:
-        """Names of the network's Services, and of those of the cluster that it may use."""
+    def named(self, network: str) -> list[Service]:
+        """The network's Services, and those of the cluster that it may use: what its DNS has names for."""
         allowed = [self._services[key] for key in sorted(self._default_services) if key in self._services]
-        return service_records.records([*self.services(network), *allowed], domain)
+        return [*self.services(network), *allowed]
 
     def network_tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""

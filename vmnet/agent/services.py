@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable
 
 from vmnet.agent.guests import GuestServices
-from vmnet.agent.responder import Responders
+from vmnet.agent.responder import Names, Responders
 from vmnet.model.endpoint import Endpoint
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network, Role
-from vmnet_dns.zone import Record
 
 
 class AddressService:
@@ -30,21 +29,20 @@ class AddressService:
 class NameService:
     """The network's DNS responder: it knows every endpoint, wherever it runs."""
 
-    def __init__(self, responders: Responders, records: Callable[[str], Iterable[Record]] = lambda network: ()) -> None:
+    def __init__(self, responders: Responders, names: Callable[[str], Names]) -> None:
         self._responders = responders
-        self._records = records
-        """Names of a network besides its endpoints'."""
+        self._names = names
 
     async def follow(
         self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
     ) -> None:
-        """A standby copy of a machine has its addresses already, so the live ones are all there is.
+        """Open the responder, or see that it is right. Names that come and go meanwhile do not wait for this.
 
         Only primary networks have a gateway that a responder could listen on, and names.
         """
         if network.role is not Role.PRIMARY:
             return
-        await self._responders.update(network, everywhere, self._records(network.name))
+        await self._responders.serve(network, self._names(network.name))
 
     async def leave(self, network_id: NetworkId) -> None:
         """The network leaves this node."""

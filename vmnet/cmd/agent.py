@@ -14,6 +14,7 @@ from vmnet import metrics
 from vmnet.agent.agent import Agent, Settings
 from vmnet.agent.cluster import Stores
 from vmnet.agent.multus import CONFIGURATIONS, Mode
+from vmnet.agent.name_queries import SOCKET
 from vmnet.agent.service_tables import DEFAULT_SERVICES
 from vmnet.cmd.controller import host_and_port
 from vmnet.kernel.linux import LinuxKernel
@@ -21,6 +22,7 @@ from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLIC
 from vmnet.kube.client import KubeClient
 from vmnet.kube.watch import ListWatch
 from vmnet.model import addresses, names
+from vmnet_dns.server import upstream_routes
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster-domain", default="cluster.local", help="DNS domain of the cluster (%(default)s)")
     parser.add_argument(
         "--dns-upstream",
-        type=addresses.address,
+        type=_upstream,
         action="append",
         default=[],
-        metavar="ADDRESS",
-        help="server that names outside the cluster domain are forwarded to; may be repeated",
+        metavar="[DOMAIN=]ADDRESS[:PORT]",
+        help="server that names outside the cluster domain, or in one domain, are forwarded to; may be repeated"
+        " (default: the cluster's DNS, kube-system/kube-dns)",
     )
+    parser.add_argument("--log-dns-queries", action="store_true", help="one line for every DNS query")
+    parser.add_argument("--dns-socket", type=Path, default=SOCKET, help="for vmnet dns query (%(default)s)")
     parser.add_argument(
         "--default-service",
         type=_service,
@@ -107,6 +112,11 @@ def localnet(text: str) -> tuple[str, str]:
     return physical, bridge
 
 
+def _upstream(text: str) -> str:
+    upstream_routes([text])
+    return text
+
+
 def _service(text: str) -> str:
     namespace, _, name = text.partition("/")
     if not namespace or not name or "/" in name:
@@ -124,7 +134,9 @@ async def run(arguments: argparse.Namespace) -> int:
         cluster_domain=arguments.cluster_domain,
         default_services=tuple(arguments.default_service or DEFAULT_SERVICES),
         service_ranges=tuple(arguments.service_range),
-        dns_upstreams=tuple(arguments.dns_upstream),
+        dns_upstreams=upstream_routes(arguments.dns_upstream),
+        dns_socket=arguments.dns_socket,
+        log_queries=arguments.log_dns_queries,
         cni_socket=arguments.cni_socket,
         multus=Mode(arguments.multus),
         kubelet_cgroup=arguments.kubelet_cgroup,

@@ -44,6 +44,7 @@ COMMANDS: Final = (
     ),
     Command("agent", "vmnet.cmd.agent", "owns one node's datapath (one per node; runs as a DaemonSet)"),
     Command("migration", "vmnet.cmd.migration", "what live migrations did to their machines' network"),
+    Command("dns", "vmnet.cmd.dns", "what a network's DNS answers, and why (on a node)"),
 )
 
 EPILOG: Final = """\

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -11,12 +12,14 @@ import dns.message
 import dns.rcode
 import pytest
 
-from vmnet.agent.responder import Responders, endpoint_records
+from vmnet.agent.responder import Names, Responders, endpoint_records
 from vmnet.kernel.api import KernelError
-from vmnet.metrics import DNS_REQUESTS, MALFORMED
+from vmnet.metrics import DNS_TALLIES, REGISTRY
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
 from vmnet.model.names import MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import Network
+from vmnet.model.service import Service
+from vmnet_dns.forward import Routes, Upstream
 from vmnet_dns.message import decode_name
 
 DEADLINE = 20
@@ -112,14 +115,14 @@ def kernel() -> LoopbackKernel:
 
 @pytest.fixture
 async def responders(kernel: LoopbackKernel) -> AsyncIterator[Responders]:
-    made = Responders(kernel, upstreams=())  # type: ignore[arg-type]
+    made = Responders(kernel, upstreams=dict)  # type: ignore[arg-type]
     yield made
     await made.close()
 
 
 def texts(*endpoints: Endpoint) -> set[tuple[str, int, str]]:
     found = set()
-    for record in endpoint_records(endpoints, "cluster.local"):
+    for record in [item for one in endpoints for item in endpoint_records(one, "cluster.local", "default")]:
         data = decode_name(record.data) if record.type == 12 else str(ip_address(record.data))
         found.add((decode_name(record.owner), record.type, data))
     return found
@@ -130,8 +133,8 @@ def test_names_of_a_machine_and_of_a_pod() -> None:
     assert texts(machine) == {
         (f"{BLUE}.", 1, "192.168.0.5"),
         (f"{BLUE}.", 28, "fd00:1::5"),
-        (f"ovn-udn1.{BLUE}.", 1, "192.168.0.5"),
-        (f"ovn-udn1.{BLUE}.", 28, "fd00:1::5"),
+        (f"default.{BLUE}.", 1, "192.168.0.5"),
+        (f"default.{BLUE}.", 28, "fd00:1::5"),
         ("192-168-0-5.blue-namespace.pod.cluster.local.", 1, "192.168.0.5"),
         ("fd00-1--5.blue-namespace.pod.cluster.local.", 28, "fd00:1::5"),
         ("5.0.168.192.in-addr.arpa.", 12, f"{BLUE}."),
@@ -144,10 +147,17 @@ def test_names_of_a_machine_and_of_a_pod() -> None:
     }
 
 
-def test_both_pods_of_a_migrating_machine_say_it_once() -> None:
-    source, target = endpoint("192.168.0.5/16", name="a"), endpoint("192.168.0.5/16", name="b")
-    records = endpoint_records([source, target], "cluster.local")
-    assert sorted(records, key=repr) == sorted(endpoint_records([source], "cluster.local"), key=repr)
+async def test_a_machine_that_migrates_keeps_its_name_whichever_pod_goes_first(
+    kernel: LoopbackKernel, responders: Responders
+) -> None:
+    source, target = endpoint("127.0.0.5/8", name="a"), endpoint("127.0.0.5/8", name="b")
+    happy = network(7)
+    for present in ([source], [source, target], [target], [target, source], [source]):
+        await responders.serve(happy, Names(present))
+        assert await kernel.told(happy, BLUE) == ["127.0.0.5"]
+        assert await kernel.told(happy, "5.0.0.127.in-addr.arpa", "PTR") == [f"{BLUE}."]
+    await responders.serve(happy, Names([]))
+    assert (await kernel.ask(happy, BLUE)).rcode() == dns.rcode.NXDOMAIN
 
 
 def test_a_name_that_dns_cannot_carry_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
@@ -158,14 +168,14 @@ def test_a_name_that_dns_cannot_carry_costs_only_itself(caplog: pytest.LogCaptur
 
 async def test_names_come_and_go_on_the_same_sockets(kernel: LoopbackKernel, responders: Responders) -> None:
     happy = network(7)
-    await responders.update(happy, [])
+    await responders.serve(happy, Names([]))
     assert responders.serving(happy.id)
     assert (await kernel.ask(happy, BLUE)).rcode() == dns.rcode.NXDOMAIN
-    await responders.update(happy, [endpoint("127.0.0.5/8")])
+    await responders.serve(happy, Names([endpoint("127.0.0.5/8")]))
     assert await kernel.told(happy, BLUE) == ["127.0.0.5"]
     assert await kernel.told(happy, "5.0.0.127.in-addr.arpa", "PTR") == [f"{BLUE}."]
     assert (await kernel.ask(happy, BLUE, tcp=True)).answer
-    await responders.update(happy, [])
+    await responders.serve(happy, Names([]))
     assert (await kernel.ask(happy, BLUE)).rcode() == dns.rcode.NXDOMAIN
     assert len(kernel.opened) == 2
 
@@ -174,8 +184,8 @@ async def test_networks_with_equal_names_and_addresses_are_kept_apart(
     kernel: LoopbackKernel, responders: Responders
 ) -> None:
     one, two = network(1, "one"), network(2, "two")
-    await responders.update(one, [endpoint("127.0.0.5/8"), endpoint("127.0.0.6/8", name="r", machine="red")])
-    await responders.update(two, [endpoint("127.0.0.6/8")])
+    await responders.serve(one, Names([endpoint("127.0.0.5/8"), endpoint("127.0.0.6/8", name="r", machine="red")]))
+    await responders.serve(two, Names([endpoint("127.0.0.6/8")]))
     assert await kernel.told(one, BLUE) == ["127.0.0.5"]
     assert await kernel.told(two, BLUE) == ["127.0.0.6"]
     assert (await kernel.ask(two, "red.blue-namespace.vm.cluster.local")).rcode() == dns.rcode.NXDOMAIN
@@ -185,7 +195,7 @@ async def test_networks_with_equal_names_and_addresses_are_kept_apart(
 
 async def test_a_removed_network_gives_its_sockets_back(kernel: LoopbackKernel, responders: Responders) -> None:
     happy = network(7)
-    await responders.update(happy, [])
+    await responders.serve(happy, Names([]))
     await responders.remove(happy.id)
     await responders.remove(happy.id)
     assert not responders.serving(happy.id)
@@ -193,8 +203,8 @@ async def test_a_removed_network_gives_its_sockets_back(kernel: LoopbackKernel, 
 
 
 async def test_other_gateways_open_other_sockets(kernel: LoopbackKernel, responders: Responders) -> None:
-    await responders.update(network(7), [])
-    await responders.update(network(7, subnets=("127.1.0.0/16",)), [])
+    await responders.serve(network(7), Names([]))
+    await responders.serve(network(7, subnets=("127.1.0.0/16",)), Names([]))
     assert [sock.fileno() < 0 for sock in kernel.opened] == [True, True, False, False]
 
 
@@ -203,25 +213,78 @@ async def test_a_namespace_that_is_not_there_leaves_nothing_and_is_tried_again(
 ) -> None:
     kernel.fail = True
     with pytest.raises(KernelError):
-        await responders.update(network(7), [])
+        await responders.serve(network(7), Names([]))
     assert not responders.serving(NetworkId(7))
     kernel.fail = False
-    await responders.update(network(7), [endpoint("127.0.0.5/8")])
+    await responders.serve(network(7), Names([endpoint("127.0.0.5/8")]))
     assert await kernel.told(network(7), BLUE) == ["127.0.0.5"]
 
 
 async def test_updates_at_once_open_one_set_of_sockets(kernel: LoopbackKernel, responders: Responders) -> None:
-    await asyncio.gather(*(responders.update(network(7), [endpoint("127.0.0.5/8")]) for _ in range(5)))
+    await asyncio.gather(*(responders.serve(network(7), Names([endpoint("127.0.0.5/8")])) for _ in range(5)))
     assert len(kernel.opened) == 2
 
 
-async def test_the_world_is_asked_from_inside_the_network_and_requests_are_counted(kernel: LoopbackKernel) -> None:
-    def counted(*labels: str) -> float:
-        return DNS_REQUESTS.labels("counted", *labels)._value.get()
+async def test_names_follow_without_the_kernel(kernel: LoopbackKernel, responders: Responders) -> None:
+    happy = network(7)
+    assert not responders.follow("happy", Names)
+    await responders.serve(happy, Names())
+    kernel.fail = True
+    web = Service("red", "web", (ip_address("10.96.0.7"),), ())
+    for endpoints, services, told in (
+        ([endpoint("127.0.0.5/8")], [web], ["127.0.0.5"]),
+        ([endpoint("127.0.0.6/8")], [web], ["127.0.0.6"]),
+        ([], [web], []),
+    ):
+        assert responders.follow("happy", partial(Names, endpoints, services))
+        # The very next question sees it: nothing was awaited in between.
+        assert await kernel.told(happy, BLUE) == told
+        assert await kernel.told(happy, "web.red.svc.cluster.local") == ["10.96.0.7"]
+        assert await kernel.told(happy, "7.0.96.10.in-addr.arpa", "PTR") == ["web.red.svc.cluster.local."]
 
-    responders = Responders(kernel, upstreams=[ip_address("127.0.0.254")])  # type: ignore[arg-type]
+
+async def test_the_interface_has_the_name_of_the_machines_specification(kernel: LoopbackKernel) -> None:
+    known: dict[str, str] = {}
+    responders = Responders(kernel, upstreams=dict, interface=lambda machine: known.get(machine.name))  # type: ignore[arg-type]
+    happy, blue = network(7), endpoint("127.0.0.5/8")
+    await responders.serve(happy, Names([blue]))
+    assert await kernel.told(happy, f"tenant.{BLUE}") == []
+    known["blue"] = "tenant"
+    responders.follow("happy", lambda: Names([blue]))
+    assert await kernel.told(happy, f"tenant.{BLUE}") == ["127.0.0.5"]
+    await responders.close()
+
+
+async def test_nobody_is_asked_for_the_names_of_other_networks_addresses(kernel: LoopbackKernel) -> None:
+    asked: list[str] = []
+
+    def upstreams() -> Routes:
+        return {b"\x00": [Upstream(ip_address("127.0.0.254"))]}
+
+    responders = Responders(kernel, upstreams=upstreams)  # type: ignore[arg-type]
+    happy = network(7)
+    await responders.serve(happy, Names())
+    other = "5.0.103.103.in-addr.arpa"
+    assert (await kernel.ask(happy, other, "PTR")).rcode() == dns.rcode.SERVFAIL
+    asked.extend(kind for _, kind in kernel.outgoing)
+    assert asked
+    kernel.outgoing.clear()
+    responders.deny(frozenset({ip_network("103.103.0.0/16")}))
+    assert (await kernel.ask(happy, other, "PTR")).rcode() == dns.rcode.NXDOMAIN
+    assert not kernel.outgoing
+    await responders.close()
+
+
+async def test_the_world_is_asked_from_inside_the_network_and_requests_are_counted(kernel: LoopbackKernel) -> None:
+    def counted(*labels: str) -> int:
+        return DNS_TALLIES["counted"].queries.get((labels[0], labels[1], labels[2]), 0)
+
+    responders = Responders(
+        kernel,  # type: ignore[arg-type]
+        upstreams=lambda: {b"\x00": [Upstream(ip_address("127.0.0.254"))]},
+    )
     happy = network(9, "counted")
-    await responders.update(happy, [endpoint("127.0.0.5/8")])
+    await responders.serve(happy, Names([endpoint("127.0.0.5/8")]))
     await kernel.ask(happy, BLUE)
     # Nothing listens on port 53 of 127.0.0.254: an ICMP error comes at once.
     assert (await kernel.ask(happy, "example.org")).rcode() == dns.rcode.SERVFAIL
@@ -229,8 +292,13 @@ async def test_the_world_is_asked_from_inside_the_network_and_requests_are_count
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"noise", ("127.0.0.1", kernel.ports[happy.namespace]))
     async with asyncio.timeout(DEADLINE):
-        while not MALFORMED.labels("counted", "dns")._value.get():
+        while not counted("other", "NOERROR", "malformed"):
             await asyncio.sleep(0.005)
     assert counted("A", "NOERROR", "local") == 1
     assert counted("A", "SERVFAIL", "failed") == 1
+    labels = {"network": "counted", "type": "A", "rcode": "NOERROR", "outcome": "local"}
+    assert REGISTRY.get_sample_value("vmnet_dns_requests_total", labels) == 1
+    times = {"network": "counted", "outcome": "local", "le": "+Inf"}
+    assert REGISTRY.get_sample_value("vmnet_dns_request_seconds_bucket", times) == 1
     await responders.close()
+    assert "counted" not in DNS_TALLIES

@@ -1,5 +1,6 @@
 """Answers, judged by dnspython."""
 
+import random
 import time
 from ipaddress import ip_address, ip_network
 
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmnet_dns.answer import Outcome, Transport, answer, fail, refuse_stranger
-from vmnet_dns.message import parse_query
+from vmnet_dns.answer import Outcome, Transport, answer, fail, follow, keep_bytes, refuse_stranger
+from vmnet_dns.message import encode_name, parse_query
 from vmnet_dns.zone import View, address_records, alias_record, pointer_records, service_record, text_record
 
 BLUE = "blue.blue-namespace.vm.cluster.local"
@@ -71,7 +72,7 @@ def texts(reply: dns.message.Message | None) -> list[str]:
         ("_http._tcp.web.red.svc.cluster.local", "SRV", [f"0 0 80 {BLUE}."]),
         ("alias.red.svc.cluster.local", "A", ["192.168.0.5", f"{BLUE}.", "second.red.svc.cluster.local."]),
         ("alias.red.svc.cluster.local", "CNAME", ["second.red.svc.cluster.local."]),
-        ("out.red.svc.cluster.local", "A", ["example.org."]),
+        ("out.red.svc.cluster.local", "CNAME", ["example.org."]),
         ("loop.red.svc.cluster.local", "A", ["loop.red.svc.cluster.local."]),
         ("dns-version.cluster.local", "TXT", ['"1.1.0"']),
         ("cluster.local", "NS", ["ns.dns.cluster.local."]),
@@ -292,4 +293,63 @@ def test_made_up_names_do_not_fill_the_cache() -> None:
     for number in range(50):
         ask(of, f"x{number}.cluster.local")
         ask(of, f"x{number}.example.org")
-    assert not of.compiled
+    assert not of.ready.by_question
+
+
+def test_answers_that_are_kept_follow_the_records() -> None:
+    """Whatever was asked before: after every change the answer is that of a view made anew."""
+    names = [f"{name}.red.svc.cluster.local" for name in ("one", "two", "alias", "second", "empty.below")]
+    pool = [
+        *address_records(names[0], [ip_address("10.0.0.1"), ip_address("10.0.0.2")]),
+        *address_records(names[1], [ip_address("10.0.0.3"), ip_address("fd00::3")]),
+        alias_record(names[2], names[3]),
+        alias_record(names[3], names[0]),
+        service_record("_x._tcp.red.svc.cluster.local", 80, names[1]),
+        *address_records(f"deep.{names[4]}", [ip_address("10.0.0.4")]),
+    ]
+    rng = random.Random(7)
+    of = View.make("net", subnets=[ip_network("10.0.0.0/8")])
+    for _ in range(150):
+        of.change(rng.sample(pool, rng.randrange(3)), rng.sample(pool, rng.randrange(4)))
+        anew = View.make("net", subnets=[ip_network("10.0.0.0/8")], records=of.records)
+        for name in rng.sample([*names, "_x._tcp.red.svc.cluster.local", "below.red.svc.cluster.local"], 4):
+            for kind in ("A", "AAAA", "SRV", "CNAME"):
+                wire = dns.message.make_query(name, kind, use_edns=0).to_wire()
+                found, wanted = answer(of, wire), answer(anew, wire)
+                keep_bytes(of, wire, found)
+                assert found.wire is not None
+                assert wanted.wire is not None
+                one, other = dns.message.from_wire(found.wire), dns.message.from_wire(wanted.wire)
+                assert one.rcode() == other.rcode()
+                assert sorted(texts(one)) == sorted(texts(other))
+                assert {item.to_text() for item in one.additional} == {item.to_text() for item in other.additional}
+                kept = of.ready.by_bytes.get(wire[2:].lower())
+                if kept is not None:
+                    assert wire[:2] + kept[0] + wire[12 : kept[1]] + kept[3] == found.wire
+
+
+def test_an_alias_that_leads_out_leaves_a_question_open() -> None:
+    asked = parse_query(dns.message.make_query("out.red.svc.cluster.local", "A").to_wire())
+    found = answer(view(), dns.message.make_query("out.red.svc.cluster.local", "A").to_wire())
+    assert found.outcome is Outcome.FORWARD
+    assert found.alias is not None
+    assert found.alias.target.name == encode_name("example.org")
+    told = dns.message.from_wire(follow(asked, found.alias, 0, 0, b"", 512))
+    assert texts(told) == ["example.org."]
+
+
+def test_an_alias_to_nothing_is_denied_with_the_alias() -> None:
+    of = View.make("net", records=[alias_record("gone.cluster.local", "nobody.cluster.local")])
+    reply, _ = ask(of, "gone.cluster.local", "A")
+    assert reply is not None
+    assert reply.rcode() == dns.rcode.NXDOMAIN
+    assert texts(reply) == ["nobody.cluster.local."]
+    assert reply.authority[0].rdtype == dns.rdatatype.SOA
+
+
+def test_do_comes_back() -> None:
+    of = view()
+    for _ in range(2):
+        reply = answer(of, dns.message.make_query(BLUE, "A", want_dnssec=True).to_wire()).wire
+        assert reply is not None
+        assert dns.message.from_wire(reply).ednsflags & dns.flags.DO

@@ -16,8 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmnet_dns.forward import CACHE_ENTRIES, Forwarder, Response, Upstream, decode_response
-from vmnet_dns.message import Malformed, Query, parse_query
+from vmnet_dns.forward import (
+    CACHE_ENTRIES,
+    STALE_MOST,
+    STALE_TTL,
+    Forwarder,
+    Found,
+    Origin,
+    Response,
+    Upstream,
+    decode_response,
+)
+from vmnet_dns.message import Malformed, Query, encode_name, parse_query
 
 Reaction = Callable[[dns.message.Message], list[bytes]]
 
@@ -108,17 +118,17 @@ class Clock:
         return self.now
 
 
-def parsed(found: tuple[bytes, int] | None) -> dns.message.Message:
+def parsed(found: Found | None, asked: Query | None = None, limit: int = 512) -> dns.message.Message:
     assert found is not None
-    message = dns.message.from_wire(found[0])
-    assert message.rcode() == found[1]
+    message = dns.message.from_wire(found.render(asked or query(), limit))
+    assert message.rcode() == found.rcode
     return message
 
 
 async def test_an_answer_comes_back_with_the_clients_id_and_spelling(resolver: Resolver) -> None:
     asked = dns.message.make_query("wWw.Example.Org", "A", id=77)
     forwarder = Forwarder([resolver.upstream], open_socket)
-    found = parsed(await forwarder.ask(parse_query(asked.to_wire()), 512))
+    found = parsed(await forwarder.ask(parse_query(asked.to_wire())), parse_query(asked.to_wire()))
     assert asked.is_response(found)
     assert found.question[0].name.labels[0] == b"wWw"
     assert found.answer[0][0].to_text() == "192.0.2.1"
@@ -132,7 +142,7 @@ async def test_ids_and_ports_are_random(resolver: Resolver) -> None:
     resolver.udp_reaction = lambda asked: [reply(asked, "192.0.2.1", ttl=0).to_wire()]
     forwarder = Forwarder([resolver.upstream], open_socket)
     for _ in range(8):
-        await forwarder.ask(query(), 512)
+        await forwarder.ask(query())
     assert len({asked.id for asked in resolver.asked}) > 4
     assert len(set(resolver.ports)) > 4
 
@@ -140,15 +150,15 @@ async def test_ids_and_ports_are_random(resolver: Resolver) -> None:
 async def test_the_cache_keeps_an_answer_for_its_ttl_and_counts_it_down(resolver: Resolver) -> None:
     clock = Clock()
     forwarder = Forwarder([resolver.upstream], open_socket, clock=clock)
-    assert forwarder.cached(query(), 512) is None
-    await forwarder.ask(query(), 512)
+    assert forwarder.cached(query()) is None
+    await forwarder.ask(query())
     clock.now += 45
-    found = parsed(forwarder.cached(query("EXAMPLE.org", use_edns=0), 512))
+    found = parsed(forwarder.cached(query("EXAMPLE.org", use_edns=0)), query(use_edns=0))
     assert found.answer[0].ttl == 15
     assert found.edns == 0
     clock.now += 15
-    assert forwarder.cached(query(), 512) is None
-    assert forwarder.cached(query(kind="AAAA"), 512) is None
+    assert forwarder.cached(query()) is None
+    assert forwarder.cached(query(kind="AAAA")) is None
 
 
 @pytest.mark.parametrize(("rcode", "soa", "kept"), [("NXDOMAIN", 20, 20), ("NOERROR", 900, 30), ("NXDOMAIN", 0, 0)])
@@ -158,11 +168,11 @@ async def test_denials_are_kept_as_long_as_the_soa_says_and_not_long(
     clock = Clock()
     resolver.udp_reaction = lambda asked: [reply(asked, rcode=rcode, soa=soa).to_wire()]
     forwarder = Forwarder([resolver.upstream], open_socket, clock=clock)
-    assert parsed(await forwarder.ask(query(), 512)).rcode() == dns.rcode.from_text(rcode)
+    assert parsed(await forwarder.ask(query())).rcode() == dns.rcode.from_text(rcode)
     clock.now += max(0, kept - 1)
-    assert (forwarder.cached(query(), 512) is not None) == (kept > 0)
+    assert (forwarder.cached(query()) is not None) == (kept > 0)
     clock.now += 1
-    assert forwarder.cached(query(), 512) is None
+    assert forwarder.cached(query()) is None
 
 
 async def test_forged_and_foreign_answers_do_not_end_the_wait(resolver: Resolver) -> None:
@@ -174,7 +184,7 @@ async def test_forged_and_foreign_answers_do_not_end_the_wait(resolver: Resolver
 
     resolver.udp_reaction = react
     forwarder = Forwarder([resolver.upstream], open_socket)
-    assert parsed(await forwarder.ask(query(), 512)).answer[0][0].to_text() == "192.0.2.1"
+    assert parsed(await forwarder.ask(query())).answer[0][0].to_text() == "192.0.2.1"
     assert len(resolver.asked) == 1
 
 
@@ -189,10 +199,10 @@ async def test_a_truncated_answer_is_asked_for_over_tcp(resolver: Resolver) -> N
     resolver.udp_reaction = truncated
     resolver.tcp_reaction = lambda asked: [reply(asked, *many).to_wire(max_size=0xFFFF)]
     forwarder = Forwarder([resolver.upstream], open_socket)
-    whole = parsed(await forwarder.ask(query(), 0xFFFF))
+    whole = parsed(await forwarder.ask(query()), limit=0xFFFF)
     assert len(whole.answer[0]) == 200
     assert resolver.tcp == 1
-    short = parsed(forwarder.cached(query(), 512))
+    short = parsed(forwarder.cached(query()))
     assert short.flags & dns.flags.TC
     assert not short.answer
 
@@ -205,10 +215,10 @@ async def test_the_next_upstream_is_asked_and_the_good_one_goes_first(resolver: 
     forwarder = Forwarder([silent, resolver.upstream], open_socket, try_seconds=0.2)
     clock = asyncio.get_running_loop().time
     began = clock()
-    assert await forwarder.ask(query(), 512) is not None
+    assert await forwarder.ask(query()) is not None
     assert clock() - began >= 0.2
     began = clock()
-    assert await forwarder.ask(query("example.com"), 512) is not None
+    assert await forwarder.ask(query("example.com")) is not None
     assert clock() - began < 0.2
     closed.close()
 
@@ -218,9 +228,9 @@ async def test_a_failing_upstream_is_no_answer_while_another_has_one(resolver: R
     await other.start()
     other.udp_reaction = lambda asked: [reply(asked, rcode="SERVFAIL").to_wire()]
     forwarder = Forwarder([other.upstream, resolver.upstream], open_socket)
-    assert parsed(await forwarder.ask(query(), 512)).rcode() == dns.rcode.NOERROR
+    assert parsed(await forwarder.ask(query())).rcode() == dns.rcode.NOERROR
     resolver.udp_reaction = lambda asked: [reply(asked, rcode="REFUSED").to_wire()]
-    assert parsed(await forwarder.ask(query("example.com"), 512)).rcode() in (dns.rcode.REFUSED, dns.rcode.SERVFAIL)
+    assert parsed(await forwarder.ask(query("example.com"))).rcode() in (dns.rcode.REFUSED, dns.rcode.SERVFAIL)
     await other.stop()
 
 
@@ -229,15 +239,15 @@ async def test_no_answer_from_anybody_is_none_in_bounded_time() -> None:
     sock.bind(("127.0.0.1", 0))
     upstream = Upstream(ip_address("127.0.0.1"), sock.getsockname()[1])
     forwarder = Forwarder([upstream], open_socket, try_seconds=0.1, total_seconds=0.3)
-    found = await asyncio.gather(*(forwarder.ask(query(), 512) for _ in range(5)))
+    found = await asyncio.gather(*(forwarder.ask(query()) for _ in range(5)))
     assert found == [None] * 5
     sock.close()
-    assert await Forwarder([], open_socket).ask(query(), 512) is None
+    assert await Forwarder([], open_socket).ask(query()) is None
 
 
 async def test_equal_questions_are_asked_once(resolver: Resolver) -> None:
     forwarder = Forwarder([resolver.upstream], open_socket)
-    found = await asyncio.gather(*(forwarder.ask(query(), 512) for _ in range(20)))
+    found = await asyncio.gather(*(forwarder.ask(query()) for _ in range(20)))
     assert all(item is not None for item in found)
     assert len(resolver.asked) == 1
 
@@ -245,11 +255,11 @@ async def test_equal_questions_are_asked_once(resolver: Resolver) -> None:
 async def test_the_others_ask_on_when_the_first_client_goes_away(resolver: Resolver) -> None:
     resolver.udp_reaction = lambda asked: []
     forwarder = Forwarder([resolver.upstream], open_socket, try_seconds=5)
-    first = asyncio.create_task(forwarder.ask(query(), 512))
+    first = asyncio.create_task(forwarder.ask(query()))
     async with asyncio.timeout(10):
         while not resolver.asked:
             await asyncio.sleep(0.01)
-    second = asyncio.create_task(forwarder.ask(query(), 512))
+    second = asyncio.create_task(forwarder.ask(query()))
     await asyncio.sleep(0)
     resolver.udp_reaction = lambda asked: [reply(asked, "192.0.2.1").to_wire()]
     first.cancel()
@@ -265,7 +275,7 @@ async def test_a_server_without_edns_is_asked_without(resolver: Resolver) -> Non
 
     resolver.udp_reaction = old
     forwarder = Forwarder([resolver.upstream], open_socket)
-    assert parsed(await forwarder.ask(query(), 512)).answer
+    assert parsed(await forwarder.ask(query())).answer
 
 
 async def test_the_cache_is_bounded(resolver: Resolver) -> None:
@@ -277,7 +287,84 @@ async def test_the_cache_is_bounded(resolver: Resolver) -> None:
     for number in range(100):
         forwarder._remember(b"big" + str(number).encode(), Response(0x8180, (0, 0, 0), b"x" * 60_000, (), 0, 60))
     assert forwarder._octets <= 4 * 1024 * 1024
-    assert forwarder._octets == sum(len(item.sections) for _, item in forwarder._cache.values())
+    assert forwarder._octets == sum(len(item.response.sections) for item in forwarder._cache.values())
+
+
+async def test_what_was_known_is_told_while_no_upstream_answers(resolver: Resolver) -> None:
+    clock = Clock()
+    forwarder = Forwarder([resolver.upstream], open_socket, clock=clock, try_seconds=0.05, stale_seconds=0.1)
+    assert parsed(await forwarder.ask(query())).answer[0].ttl == 60
+    clock.now += 61
+    resolver.udp_reaction = lambda asked: []
+    found = await forwarder.ask(query())
+    assert found is not None
+    assert found.origin is Origin.STALE
+    assert parsed(found).answer[0].ttl == STALE_TTL
+    asked = len(resolver.asked)
+    # For a while nobody is asked again, then the upstreams get another chance.
+    again = forwarder.cached(query())
+    assert again is not None
+    assert again.origin is Origin.STALE
+    assert len(resolver.asked) == asked
+    clock.now += STALE_TTL
+    assert forwarder.cached(query()) is None
+    resolver.udp_reaction = lambda asked: [reply(asked, "192.0.2.2").to_wire()]
+    fresh = await forwarder.ask(query())
+    assert fresh is not None
+    assert fresh.origin is Origin.FORWARDED
+    assert parsed(fresh).answer[0][0].to_text() == "192.0.2.2"
+    resolver.udp_reaction = lambda asked: [reply(asked, rcode="SERVFAIL").to_wire()]
+    clock.now += 61
+    failed = await forwarder.ask(query())
+    assert failed is not None
+    assert failed.origin is Origin.STALE
+    clock.now += STALE_MOST
+    assert parsed(await forwarder.ask(query())).rcode() == dns.rcode.SERVFAIL
+
+
+async def test_each_domain_has_its_own_upstreams(resolver: Resolver) -> None:
+    other = Resolver()
+    await other.start()
+    other.udp_reaction = lambda asked: [reply(asked, "192.0.2.9").to_wire()]
+    routes = {encode_name("."): [resolver.upstream], encode_name("corp.example"): [other.upstream]}
+    forwarder = Forwarder(routes, open_socket)
+    for name, address in (
+        ("a.corp.example", "192.0.2.9"),
+        ("Corp.Example", "192.0.2.9"),
+        ("notcorp.example", "192.0.2.1"),
+    ):
+        assert parsed(await forwarder.ask(query(name)), query(name)).answer[0][0].to_text() == address
+    forwarder.route({encode_name("corp.example"): [other.upstream]})
+    assert await forwarder.ask(query("example.net")) is None
+    await other.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("A", "192.0.2.1"),
+        ("AAAA", "2001:db8::1"),
+        ("CNAME", "www.example.org."),
+        ("MX", "10 mail.example.org."),
+        ("SRV", "0 0 80 www.example.org."),
+        ("NS", "ns.example.org."),
+        ("PTR", "www.example.org."),
+        ("TXT", '"a" "b"'),
+        ("CAA", '0 issue "ca.example.org"'),
+        ("HTTPS", '1 . alpn="h2"'),
+    ],
+)
+def test_answers_are_taken_out_of_their_message(kind: str, data: str) -> None:
+    asked = query("example.org", kind)
+    made = dns.message.make_response(dns.message.make_query("example.org", kind, id=1))
+    made.answer.append(dns.rrset.from_text("example.org.", 60, "IN", kind, data))
+    response = decode_response(made.to_wire(), asked, 1)
+    assert response is not None
+    count, records = response.flat(asked, 10)
+    wire = struct.pack("!6H", 1, 0x8180, 0, count, 0, 0) + records
+    told = dns.message.from_wire(wire)
+    assert [(item.name.to_text(), item.ttl, item[0].to_text()) for item in told.answer] == [("example.org.", 50, data)]
+    assert response.names(asked) == [encode_name("example.org")]
 
 
 def test_dnssec_is_asked_for_and_passed_on_only_when_wanted() -> None:

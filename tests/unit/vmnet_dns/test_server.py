@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import pytest
 
 from vmnet_dns.forward import Forwarder, Upstream
 from vmnet_dns.server import CONNECTIONS_PER_CLIENT, Server
-from vmnet_dns.zone import View, address_records, pointer_records
+from vmnet_dns.zone import Record, View, address_records, alias_record, pointer_records
 
 DEADLINE = 20
 BLUE = "blue.ns.vm.cluster.local"
@@ -50,16 +51,14 @@ class Running:
     def __init__(self, server: Server, port: int) -> None:
         self.server = server
         self.port = port
-        self.counts: Counter[tuple[str, str, str]] = Counter()
+
+    @property
+    def counts(self) -> Counter[tuple[str, str, str]]:
+        return Counter(self.server.tally.queries)
 
 
 async def serve(view: View, forwarder: Forwarder | None = None, **options: object) -> Running:
-    running: Running
-
-    def observe(kind: str, rcode: str, outcome: str) -> None:
-        running.counts[kind, rcode, outcome] += 1
-
-    server = Server(view, forwarder, observe=observe, **options)  # type: ignore[arg-type]
+    server = Server(view, forwarder, **options)  # type: ignore[arg-type]
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.setblocking(False)
     udp.bind(("127.0.0.1", 0))
@@ -68,10 +67,9 @@ async def serve(view: View, forwarder: Forwarder | None = None, **options: objec
     tcp.setblocking(False)
     tcp.bind(("127.0.0.1", port))
     tcp.listen()
-    running = Running(server, port)
     server.serve_udp(udp)
     await server.serve_tcp(tcp)
-    return running
+    return Running(server, port)
 
 
 @pytest.fixture
@@ -233,6 +231,102 @@ async def test_the_world_is_asked_and_its_answers_are_counted() -> None:
         ("A", "REFUSED", "refused"): 1,
     }
     await running.server.close()
+
+
+async def world_of(*records: Record) -> Running:
+    return await serve(View.make("world", domain="org", subnets=[ip_network("127.0.0.0/8")], records=records))
+
+
+async def test_an_alias_out_of_the_network_is_followed_in_the_world() -> None:
+    world = await world_of(
+        alias_record("www.example.org", "host.example.org"),
+        *address_records("host.example.org", [ip_address("192.0.2.80")]),
+    )
+    of = view().updated([alias_record("ext.ns.svc.cluster.local", "www.example.org")])
+    upstream = Upstream(ip_address("127.0.0.1"), world.port)
+    running = await serve(of, Forwarder([upstream], open_socket))
+    for outcome in ("forwarded", "cached"):
+        told = await dig(running.port, "+short", "eXt.ns.svc.cluster.local")
+        assert told.split() == ["www.example.org.", "host.example.org.", "192.0.2.80"]
+        assert running.counts["A", "NOERROR", outcome] == 1
+    why = await running.server.explain(dns.message.make_query("ext.ns.svc.cluster.local", "A").to_wire())
+    assert (why.outcome, why.alias, why.upstream) == ("cached", "www.example.org.", f"127.0.0.1:{world.port}")
+    await running.server.close()
+    await world.server.close()
+
+
+async def test_an_alias_of_the_world_into_the_cluster_tells_nothing() -> None:
+    world = await serve(
+        View.make(
+            "world",
+            domain="org",
+            subnets=[ip_network("127.0.0.0/8")],
+            records=[
+                alias_record("evil.example.org", "web.red.svc.cluster.local"),
+                *address_records("web.red.svc.cluster.local", [ip_address("10.96.0.9")]),
+            ],
+        )
+    )
+    running = await serve(view(), Forwarder([Upstream(ip_address("127.0.0.1"), world.port)], open_socket))
+    for name in ("evil.example.org", "web.red.svc.cluster.local"):
+        told = await dig(running.port, name)
+        assert "status: NXDOMAIN" in told
+        assert "10.96.0.9" not in told
+    await running.server.close()
+    await world.server.close()
+
+
+async def test_a_slow_world_holds_up_nobody_on_the_same_connection() -> None:
+    silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    silent.bind(("127.0.0.1", 0))
+    upstream = Upstream(ip_address("127.0.0.1"), silent.getsockname()[1])
+    running = await serve(view(), Forwarder([upstream], open_socket, try_seconds=2, total_seconds=2))
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    for number, name in enumerate(("example.org", BLUE, BLUE)):
+        wire = dns.message.make_query(name, "A", id=number).to_wire()
+        writer.write(struct.pack("!H", len(wire)) + wire)
+    writer.write_eof()
+    order = []
+    async with asyncio.timeout(DEADLINE):
+        for _ in range(3):
+            (length,) = struct.unpack("!H", await reader.readexactly(2))
+            order.append(dns.message.from_wire(await reader.readexactly(length)).id)
+        assert await reader.read() == b""
+    assert order == [1, 2, 0]
+    writer.close()
+    silent.close()
+    await running.server.close()
+
+
+async def test_types_are_not_folded_with_the_name(running: Running) -> None:
+    """65 (HTTPS) and 97 (unassigned) differ by the bit that tells A from a."""
+    for _ in range(2):
+        for kind in ("A", "TYPE65", "TYPE97"):
+            told = await dig(running.port, "+noedns", BLUE.title(), kind)
+            assert "status: NOERROR" in told
+            assert ("ANSWER: 1" in told) == (kind == "A")
+
+
+async def test_queries_are_logged_where_that_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    running = await serve(view(), log_queries=True)
+    with caplog.at_level(logging.INFO, "vmnet_dns.queries"):
+        for _ in range(2):
+            await dig(running.port, "+short", BLUE)
+        await dig(running.port, "example.org")
+    lines = [record.getMessage() for record in caplog.records if record.name == "vmnet_dns.queries"]
+    assert lines == [f"net 127.0.0.1 {BLUE}. 1 NOERROR local"] * 2 + ["net 127.0.0.1 example.org. 1 REFUSED refused"]
+    await running.server.close()
+
+
+async def test_a_change_is_in_the_next_answer_over_sockets(running: Running) -> None:
+    one, two = ([*address_records("web.cluster.local", [ip_address(f"10.0.0.{last}")])] for last in (1, 2))
+    running.server.view.change(one)
+    for _ in range(3):
+        assert (await dig(running.port, "+short", "web.cluster.local")).split() == ["10.0.0.1"]
+    running.server.view.change(two, one)
+    assert (await dig(running.port, "+short", "web.cluster.local")).split() == ["10.0.0.2"]
+    running.server.view.change([], two)
+    assert "status: NXDOMAIN" in await dig(running.port, "web.cluster.local")
 
 
 async def test_closing_ends_what_is_under_way() -> None:

@@ -1,4 +1,5 @@
 import itertools
+import random
 import time
 from ipaddress import IPv4Address, ip_address, ip_network
 
@@ -8,6 +9,7 @@ import pytest
 
 from vmnet_dns.message import decode_name, encode_name
 from vmnet_dns.zone import (
+    Record,
     View,
     address_records,
     pointer_records,
@@ -67,6 +69,28 @@ def test_an_older_view_is_not_touched_by_a_newer_one() -> None:
     before = dict(one.nodes)
     one.updated(RED)
     assert one.nodes == before
+
+
+def test_a_change_in_place_is_the_view_made_anew() -> None:
+    made = View.make("net", subnets=[ip_network("192.168.0.0/16")])
+    rng = random.Random(1)
+    present: set[Record] = set()
+    for _ in range(200):
+        added = set(rng.sample(BLUE + RED, rng.randrange(3)))
+        removed = set(rng.sample(BLUE + RED, rng.randrange(3)))
+        before = made.serial
+        assert made.change(added, removed) == ((present - removed) | added != present)
+        present = (present - removed) | added
+        assert made.serial == before + (made.serial != before)
+        anew = View.make("net", subnets=[ip_network("192.168.0.0/16")], records=present)
+        assert made.records == present
+        assert made.nodes.keys() == anew.nodes.keys()
+        for name, node in anew.nodes.items():
+            found = made.nodes[name]
+            assert found.below == node.below
+            assert {kind: set(items) for kind, items in found.sets.items()} == {
+                kind: set(items) for kind, items in node.sets.items()
+            }
 
 
 def test_one_change_among_many_names_is_cheap() -> None:
