@@ -113,6 +113,13 @@ ADDRESSES_CAPACITY: Final = Gauge(
     ["network", "family"],
     registry=REGISTRY,
 )
+LEFT_OVERS: Final = Counter(
+    "vmnet_left_overs_removed",
+    "What nobody needed any more and was found by looking, by kind: claim (its machine is gone), port (its container is"
+    " gone), network (it is gone, and its namespace was still on the node).",
+    ["kind"],
+    registry=REGISTRY,
+)
 RECONCILES: Final = Histogram(
     "vmnet_reconcile_seconds",
     "Reconciliations by kind and result.",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from vmnet import metrics
 from vmnet.agent.cluster import Cluster
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
@@ -218,6 +219,7 @@ class Networks:
                 log.warning("%s is kept: pods of this node use a NetworkAttachmentDefinition that is gone", namespace)
             elif network is None:
                 log.info("removing %s: its network is gone", namespace)
+                metrics.LEFT_OVERS.labels("network").inc()
                 await self._kernel.apply(network_plan.remove(NetworkId(int(namespace.removeprefix("vmnet-")))))
             else:
                 await self.render(network.name)
@@ -258,6 +260,7 @@ class Networks:
                 await self._follow(desired)
             await self.bring_node_tables()
             for port in gone:
+                metrics.LEFT_OVERS.labels("port").inc()
                 self._forget(port)
 
     async def attach(self, network: Network, endpoint: Endpoint, state: PortState, pod: PodInterface) -> int:
@@ -356,6 +359,7 @@ class Networks:
             for link in observed.ports() if observed is not None else ():
                 if not valid(*network_plan.owner_of(link)):
                     await self._detach(namespace, link.name)
+                    metrics.LEFT_OVERS.labels("port").inc()
                     freed += 1
         return freed
 

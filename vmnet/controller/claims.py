@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from vmnet import metrics
 from vmnet.controller import migrations, objects
 from vmnet.controller.cluster import Attachment, Cluster, Index
 from vmnet.controller.ledger import Ledger, claim_owner
@@ -128,6 +129,8 @@ class MachineReconciler:
                 await self._kube.delete(CLAIMS, metadata["name"], metadata["namespace"], uid=metadata["uid"])
         except NotFound:
             return
+        if not objects.deleting(claim):
+            metrics.LEFT_OVERS.labels("claim").inc()
 
     async def _ensure(
         self, owner: tuple[Resource, Object], machine: Object, attachment: Attachment, network: str

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from vmnet import metrics
 from vmnet.agent import attachments
 from vmnet.agent.attachments import Attachments
 from vmnet.agent.cut_over import CutOvers
@@ -220,12 +221,15 @@ async def test_check_looks_at_every_interface_that_add_made(node: Node) -> None:
 async def test_garbage_of_the_chain_is_told_by_container_and_of_a_meta_plugin_by_interface(node: Node) -> None:
     node.pod(asks="storage,bare", red__tenant="10.20.0.3/16", red__storage="10.30.0.1/24", red__bare="")
     await node.add()
+    before = metrics.LEFT_OVERS.labels("port")._value.get()
     await node.call(Command.GC, valid=(Attachment("c1", "eth0"),))
     assert len(node.ports()) == 3, "the container is there, with all its interfaces"
+    assert metrics.LEFT_OVERS.labels("port")._value.get() == before
     await node.call(Command.GC, "red/storage", valid=(Attachment("c1", "net2"),))
     assert node.ports() == {(1, "c1", "ovn-udn1"), (3, "c1", "net2")}
     await node.call(Command.GC, valid=(Attachment("c2", "eth0"),))
     assert node.ports() == set()
+    assert metrics.LEFT_OVERS.labels("port")._value.get() == before + 3
 
 
 async def test_a_refused_request_says_why(node: Node) -> None:

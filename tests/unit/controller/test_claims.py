@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from vmnet import metrics
 from vmnet.controller.claims import vm_label
 from vmnet.kube.api import CLAIMS, PODS, VMIS, VMS, Object
 from vmnet.kube.fake import refuse
@@ -455,6 +456,20 @@ async def test_what_was_given_but_not_written_is_given_back_when_the_machine_ask
         await tenant.until(lambda: (ready(tenant, "blue.happy") or {}).get("reason") == "IPAddressConflict")
         await tenant.settled(controller)
         assert set(controller.ledger.pools(network).owners()) == {"claim blue/other.happy"}
+
+
+async def test_a_claim_whose_machine_went_while_nobody_looked_is_released_and_counted(tenant: Any) -> None:
+    tenant.vm("blue", "blue")
+    tenant.vm("blue", "other")
+    async with tenant.controller():
+        await tenant.until(lambda: tenant.claim_ips("blue", "blue.happy") and tenant.claim_ips("blue", "other.happy"))
+    tenant.kube.vanish(VMS, "blue", "blue")
+    before = metrics.LEFT_OVERS.labels("claim")._value.get()
+    async with tenant.controller() as controller:
+        await tenant.until(lambda: tenant.claim("blue", "blue.happy") is None)
+        await tenant.settled(controller)
+        assert tenant.claim_ips("blue", "other.happy")
+    assert metrics.LEFT_OVERS.labels("claim")._value.get() == before + 1
 
 
 async def test_a_claim_is_not_released_before_the_instance_s_watch_has_caught_up(tenant: Any) -> None:
