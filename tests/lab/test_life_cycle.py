@@ -124,6 +124,8 @@ class Life:
         self.lab = lab
         self.scenario = Scenario(lab, lambda _: None)
         self.peer = GuestAgent(lab.directory.path / "peer.sock")
+        self.guests: dict[str, GuestAgent] = {}
+        """By the uid of the pod that runs them."""
         self.program = ""
         """The probe, where the peer finds it."""
 
@@ -173,6 +175,13 @@ class Life:
 
     # Machines
 
+    async def listed(self) -> dict[str, list[Any]]:
+        """Instances, pods and claims, by kind, as they are at one moment: each kubectl costs more than a migration."""
+        found: dict[str, list[Any]] = {"VirtualMachineInstance": [], "Pod": [], "IPAMClaim": []}
+        for item in (await self.get("vmi,pods,ipamclaims"))["items"]:
+            found[item["kind"]].append(item)
+        return found
+
     async def vmi(self, name: str) -> Any:
         found = (await self.get("vmi", "--field-selector", f"metadata.name={name}"))["items"]
         return found[0] if found else None
@@ -184,30 +193,39 @@ class Life:
         items = (await self.get("pods", "-l", "kubevirt.io=virt-launcher"))["items"]
         return [pod for pod in items if pod["metadata"]["annotations"][names.DOMAIN_ANNOTATION] == name]
 
+    async def running(self, name: str, other_than: str = "") -> tuple[Any, list[Any]] | None:
+        """The pod that runs a machine's instance, and its claims; None while there is none."""
+        listed = await self.listed()
+        vmi = next((item for item in listed["VirtualMachineInstance"] if item["metadata"]["name"] == name), None)
+        if vmi is None or vmi["metadata"]["uid"] == other_than or vmi["status"].get("phase") != "Running":
+            return None
+        for pod in listed["Pod"]:
+            here = pod["spec"].get("nodeName") == vmi["status"]["nodeName"] and pod["status"].get("phase") == "Running"
+            if here and pod["metadata"].get("labels", {}).get(names.CREATED_BY_LABEL) == vmi["metadata"]["uid"]:
+                return pod, [item for item in listed["IPAMClaim"] if item["metadata"]["name"].startswith(f"{name}.")]
+        return None
+
     async def guest(self, name: str, other_than: str = "") -> GuestAgent:
         """Of the running instance; it has addresses on both networks, and answers streams."""
+        pod, _ = await self.until(f"{name} runs", lambda: self.running(name, other_than))
+        return await self.guest_in(pod)
 
-        async def running() -> bool:
-            vmi = await self.vmi(name)
-            return bool(vmi and vmi["metadata"]["uid"] != other_than and vmi["status"].get("phase") == "Running")
+    async def guest_in(self, pod: Any) -> GuestAgent:
+        uid = pod["metadata"]["uid"]
+        guest = self.guests.setdefault(uid, GuestAgent(self.lab.pod_directory(uid) / "agent.sock"))
+        await guest.ready(120)
+        text = ""
 
-        await self.until(f"{name} runs", running)
-        guest = await self.scenario.guest(SPACE, name)
-        await self.configured(guest)
-        if ":7008 " not in (await guest.run(["netstat", "-ltn"])).stdout:
+        async def configured() -> bool:
+            nonlocal text
+            look = "ip -o addr show scope global; ip -6 route show default; netstat -ltn"
+            text = (await guest.run(["sh", "-c", look], timeout=20)).stdout
+            return len(set(re.findall(r"(eth[01]) +(inet6?) ", text))) == 4 and "default via fe80::1" in text
+
+        await self.until("both cards have both families, and the kernel its router", configured)
+        if ":7008 " not in text:
             await self.scenario.serve(guest)
         return guest
-
-    async def configured(self, guest: GuestAgent) -> None:
-        """Wait until both cards have both families, and the kernel its router."""
-
-        async def done() -> bool:
-            look = "ip -o addr show scope global; ip -6 route show default"
-            text = (await guest.run(["sh", "-c", look], timeout=20)).stdout
-            found = set(re.findall(r"(eth[01]) +(inet6?) ", text))
-            return len(found) == 4 and "fe80::1" in text and "/run/resolv" not in text
-
-        await self.until("both cards are configured", done)
 
     async def facts(self, name: str) -> dict[str, Any]:
         """What must not change, as the guest sees it; and that the API says the same."""
@@ -231,23 +249,24 @@ class Life:
         for text in found["address"]:
             cards[text.split()[0]].append(text.split()[1].split("/")[0])
         assert found["self"] == [f"A {cards['eth0'][0]}", f"AAAA {cards['eth0'][1]}"], found
+        await self.until(f"the claims say what {name} has", lambda: self._said(name, cards))
+        return found
+
+    async def _said(self, name: str, cards: dict[str, list[str]]) -> bool:
+        """The claims have the cards' addresses, and name the pod that runs the machine."""
+        found = await self.running(name)
+        if found is None:
+            return False
+        pod, claims = found
+        assert len(claims) == len(cards)
         for card, network in (("eth0", "net"), ("eth1", "flat")):
-            claim = await self.get("ipamclaim", f"{name}.{network}")
+            (claim,) = [item for item in claims if item["metadata"]["name"] == f"{name}.{network}"]
             assert sorted(text.split("/")[0] for text in claim["status"]["ips"]) == sorted(cards[card]), (card, claim)
             (condition,) = [item for item in claim["status"]["conditions"] if item["type"] == WHOLE]
             assert (condition["status"], condition["reason"]) == ("True", "SuccessfulAllocation")
-            await self.until(f"{claim['metadata']['name']} names the pod that runs {name}", lambda: self._owned(name))
-        return found
-
-    async def _owned(self, name: str) -> bool:
-        vmi = await self.vmi(name)
-        pods = [
-            pod["metadata"]["name"]
-            for pod in await self.pods(name)
-            if pod["spec"].get("nodeName") == vmi["status"]["nodeName"] and pod["status"]["phase"] == "Running"
-        ]
-        claims = [await self.get("ipamclaim", f"{name}.{network}") for network in ("net", "flat")]
-        return bool(pods) and all(claim["status"].get("ownerPod", {}).get("name") in pods for claim in claims)
+            if claim["status"].get("ownerPod", {}).get("name") != pod["metadata"]["name"]:
+                return False
+        return True
 
     async def leases(self, guest: GuestAgent) -> dict[tuple[str, str], list[tuple[str, str, str]]]:
         """(Card, family) → (reason, server, address) of all that happened to the lease since the guest booted."""
