@@ -241,16 +241,16 @@ class ClaimReconciler:
         """Reserve or allocate what a claim stands for, and say so in its status."""
         claim = self._cluster.get(CLAIMS, key)
         self._waiting.leave("claim", key)
-        former = self._holders.get(key)
-        if former is not None and (claim is None or claim["metadata"].get("uid") != former):
+        if claim is None:
+            # Somebody may have removed it by force: what a living pod has by it is nobody else's until that ends.
+            if not any(self._cluster.claimants(key)):
+                self._holders.pop(key, None)
+                self._ledger.release(claim_owner(key))
+            return
+        if self._holders.get(key, claim["metadata"].get("uid")) != claim["metadata"].get("uid"):
             # What a claim had goes with it; a successor of the same name may ask for something else.
             del self._holders[key]
             self._ledger.release(claim_owner(key))
-        if claim is None:
-            if not any(self._cluster.claimants(key)):
-                # Nor has a pod anything that was loaded for it.
-                self._ledger.release(claim_owner(key))
-            return
         name = (claim.get("spec") or {}).get("network")
         namespaces = (objects.namespace_of(claim), SHARED_NAMESPACE)
         found = (item for place in namespaces for item in self._cluster.attachments(place, network=name))
@@ -306,11 +306,25 @@ class ClaimReconciler:
             if mac is None and held is not None and set(held.ips) == {item.ip for item in written}:
                 mac = held.mac
             return pools.reserve(owner, written, mac, partial=True)
+        present = self._present(claim, attachment)
+        if present is not None:
+            return pools.reserve(owner, present.addresses, present.mac, partial=True)
         if request is None or objects.deleting(claim):
             return None
         if request.addresses:
             return pools.reserve(owner, request.addresses, request.mac)
         return pools.allocate(owner, request.mac)
+
+    def _present(self, claim: Object, attachment: Attachment) -> objects.Allocated | None:
+        """What the claim's machine runs with already: its former claim was removed by force. Raises ValueError."""
+        reference = objects.owner_reference(claim, controller=False)
+        for pod in self._cluster.claim_users(claim) if reference is not None else ():
+            machine = self._cluster.machine_of(pod)
+            if machine is not None and reference is not None and reference.get("uid") in objects.machine_uids(machine):
+                for key in (item.key for item in self._cluster.wanted(pod) if item.network == attachment.network):
+                    if (found := objects.allocated(pod, key)) is not None:
+                        return found
+        return None
 
     def _owner_pod(self, claim: Object) -> str | None:
         users = self._cluster.claim_users(claim)

@@ -458,6 +458,27 @@ async def test_what_was_given_but_not_written_is_given_back_when_the_machine_ask
         assert set(controller.ledger.pools(network).owners()) == {"claim blue/other.happy"}
 
 
+async def test_a_claim_that_is_removed_by_force_comes_back_with_what_its_machine_runs_with(tenant: Any) -> None:
+    vmi = tenant.vmi(tenant.vm("blue", "blue"), node="n1")
+    tenant.launcher(vmi, "pod", claim=True)
+    async with tenant.controller() as controller:
+        given = await tenant.until(lambda: tenant.allocation("blue", "pod", KEY))
+        former = tenant.claim("blue", "blue.happy")["metadata"]["uid"]
+        tenant.kube.vanish(CLAIMS, "blue.happy", "blue")
+        await tenant.until(lambda: tenant.claim_ips("blue", "blue.happy"))
+        assert tenant.claim("blue", "blue.happy")["metadata"]["uid"] != former
+        assert tenant.claim_ips("blue", "blue.happy") == given["ip_addresses"]
+        # The machine is gone, and the claim with it; its pod is still ending.
+        tenant.kube.vanish(VMS, "blue", "blue")
+        tenant.kube.vanish(VMIS, "blue", "blue")
+        await tenant.until(lambda: tenant.claim("blue", "blue.happy") is None)
+        await tenant.settled(controller)
+        pools = controller.ledger.pools(next(controller.cluster.attachments()).network)
+        assert pools.get("claim blue/blue.happy")
+        tenant.kube.vanish(PODS, "pod", "blue")
+        await tenant.until(lambda: pools.get("claim blue/blue.happy") is None)
+
+
 async def test_a_claim_whose_machine_went_while_nobody_looked_is_released_and_counted(tenant: Any) -> None:
     tenant.vm("blue", "blue")
     tenant.vm("blue", "other")

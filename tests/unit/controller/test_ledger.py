@@ -367,6 +367,15 @@ class Against(RuleBasedStateMachine):
             machine.pods = [self._launcher(machine.vmi, "n1")]
         self._go_on(choices)
 
+    @rule(slot=st.integers(0, MACHINES_AT_ONCE - 1), choices=st.binary(max_size=10))
+    def a_claim_is_removed_by_force(self, slot: int, choices: bytes) -> None:
+        """Its machine goes on with what its pods have; they refer to the claim, as the webhook sees to."""
+        machine = self.machines.get(slot)
+        there = self.api.peek(CLAIMS, f"vm-{slot}.happy", SPACE)
+        if machine is not None and machine.there and there is not None and all(map(_refers, machine.pods)):
+            self.api.vanish(CLAIMS, f"vm-{slot}.happy", SPACE)
+        self._go_on(choices)
+
     @rule(slot=st.integers(0, MACHINES_AT_ONCE - 1), succeeds=st.booleans(), choices=st.binary(max_size=10))
     def machine_migrates(self, slot: int, succeeds: bool, choices: bytes) -> None:
         machine = self.machines.get(slot)
@@ -472,6 +481,9 @@ class Against(RuleBasedStateMachine):
             if not text:
                 continue
             had[pod["metadata"]["name"]] = set(json.loads(text)[ATTACHMENT]["ip_addresses"])
+            claim_key = f"{SPACE}/{pod['metadata']['annotations'].get(names.PRIMARY_CLAIM_ANNOTATION)}"
+            if claim_key != f"{SPACE}/None" and self.api.peek(CLAIMS, claim_key.partition("/")[2], SPACE) is None:
+                expected[Owner(f"claim {claim_key}")] = had[pod["metadata"]["name"]]
             if not pod["metadata"]["labels"].get("test/machine"):
                 expected[Owner(f"pod {object_key(pod)} ({pod['metadata']['uid']})")] = had[pod["metadata"]["name"]]
         found = {owner: pools.get(Owner(owner)) for owner in pools.owners()}
@@ -485,7 +497,8 @@ class Against(RuleBasedStateMachine):
             if has is None and machine.there:
                 _justified(machine.wish, taken, macs)
             for pod in machine.pods:
-                assert had.get(pod["metadata"]["name"]) == has
+                # A machine that is gone, and had its claim taken away, runs on with what it has.
+                assert had.get(pod["metadata"]["name"]) == has or (claim is None and not machine.there)
         for pod, wish in self.pods.values():
             if pod["metadata"]["name"] not in had:
                 _justified(wish, taken, macs)
@@ -542,6 +555,10 @@ class Against(RuleBasedStateMachine):
         assert found is not None
         found["status"]["phase"] = "Succeeded"
         self.api.seed(PODS, found)
+
+
+def _refers(pod: Object) -> bool:
+    return names.PRIMARY_CLAIM_ANNOTATION in pod["metadata"]["annotations"]
 
 
 def _owned_by(item: Object, kind: str) -> Object:
