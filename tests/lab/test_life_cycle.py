@@ -22,9 +22,10 @@ from vmnet.lab.demo import STALL_LIMIT_MS, Scenario
 from vmnet.lab.guest import packages, probe
 from vmnet.lab.guest.agent import GuestAgent
 from vmnet.lab.lab import Lab
+from vmnet.lab.topology import METRICS_PORT
 from vmnet.model import names
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 SPACE = "life"
 GATEWAY = "10.77.0.1"
@@ -33,6 +34,7 @@ GATEWAY_MAC = "0a:58:0a:4d:00:01"
 SEARCH = f"{SPACE}.vm.cluster.local vm.cluster.local {SPACE}.svc.cluster.local svc.cluster.local cluster.local"
 NODES = ("n1", "n2", "n3")
 WHOLE = "IPsAllocated"
+FETCH = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)"
 LOOK = r"""
 for card in eth0 eth1; do
     echo "mac $card $(cat /sys/class/net/$card/address)"
@@ -137,7 +139,7 @@ class Life:
     async def apply(self, *objects: dict[str, Any]) -> None:
         await self.lab.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
 
-    async def until(self, what: str, look: Callable[[], Awaitable[Any]], timeout: float = 120) -> Any:
+    async def until(self, what: str, look: Callable[[], Awaitable[Any]], timeout: float = 240) -> Any:
         return await self.scenario.until(what, look, timeout=timeout)
 
     async def create(self) -> None:
@@ -170,7 +172,7 @@ class Life:
             machine("two"),
             machine("alone", "VirtualMachineInstance"),
         )
-        await self.lab.kubectl("wait", "-n", SPACE, "pod/peer", "--for=condition=Ready", "--timeout=120s")
+        await self.lab.kubectl("wait", "-n", SPACE, "pod/peer", "--for=condition=Ready", "--timeout=140s")
         await self.peer.ready(60)
 
     # Machines
@@ -213,7 +215,7 @@ class Life:
     async def guest_in(self, pod: Any) -> GuestAgent:
         uid = pod["metadata"]["uid"]
         guest = self.guests.setdefault(uid, GuestAgent(self.lab.pod_directory(uid) / "agent.sock"))
-        await guest.ready(120)
+        await guest.ready(240)
         text = ""
 
         async def configured() -> bool:
@@ -291,7 +293,7 @@ class Life:
                 for key in before
             )
 
-        await self.until(f"{name}'s leases are renewed", done, 60)
+        await self.until(f"{name}'s leases are renewed", done)
         events = await self.leases(guest)
         assert set(events) == {("eth0", "4"), ("eth0", "6"), ("eth1", "4"), ("eth1", "6")}
         for key, happened in events.items():
@@ -341,7 +343,7 @@ class Life:
                 now = await streams.counts()
                 return all(now[name] > count for name, count in before.items())
 
-            await self.until("the streams get on", more, 90)
+            await self.until("the streams get on", more)
 
     @asynccontextmanager
     async def steady(self, name: str) -> AsyncIterator[Streams]:
@@ -378,7 +380,7 @@ class Life:
             phase = await self.phase(migration)
             return phase if phase in ("Succeeded", "Failed", "gone") else ""
 
-        return str(await self.until(f"{migration} is over", over, 150))
+        return str(await self.until(f"{migration} is over", over, 300))
 
     async def moved(self, name: str) -> str:
         """Migrate and wait; returns the node where the machine is then."""
@@ -435,6 +437,17 @@ class Life:
         found = await self.lab.exec(node, ["pgrep", "-f", f"^\\S*qemu-system.*{uid}"])
         assert found.exit == 0, f"no QEMU in {pod['metadata']['name']}: {found}"
         assert (await self.lab.exec(node, ["kill", "-KILL", *found.stdout.split()])).exit == 0
+
+    async def agent_again(self, node: str) -> None:
+        """Start a node's agent again, and wait until it has taken over: names are its business, too."""
+        await self.lab.restart(f"agent-{node}")
+        host = next(item for item in (await self.lab.status())["hosts"] if item["name"] == node)
+        url = f"http://{host['ipv4']}:{METRICS_PORT}/readyz"
+
+        async def ready() -> bool:
+            return (await self.lab.exec("fabric", ["python3", "-c", FETCH, url])).exit == 0
+
+        await self.until(f"the agent of {node} has taken over", ready)
 
     async def no_claims(self, name: str) -> bool:
         return not [
@@ -511,7 +524,7 @@ async def test_a_target_whose_agent_is_dead_gets_nothing(life: Life) -> None:
             assert await life.ended(migration) in ("Failed", "gone")
             assert await life.node("one") == source
         finally:
-            await life.lab.restart(f"agent-{target}")
+            await life.agent_again(target)
         assert await life.moved("one") == target
 
 
@@ -528,7 +541,7 @@ async def test_a_target_whose_agent_dies_on_the_way(life: Life) -> None:
             assert await life.ended(migration) == "Succeeded"
             assert await life.node("one") == target
         finally:
-            await life.lab.restart(f"agent-{target}")
+            await life.agent_again(target)
 
 
 async def test_there_and_back(life: Life) -> None:
@@ -558,7 +571,7 @@ async def test_the_guest_reboots(life: Life) -> None:
         await guest.start(["reboot", "-f"])
 
         async def younger() -> bool:
-            await guest.ready(120)
+            await guest.ready(240)
             return float((await guest.run(["cat", "/proc/uptime"])).stdout.split()[0]) < uptime
 
         await life.until("the guest has booted again", younger)
@@ -576,7 +589,7 @@ async def test_a_machine_is_started_again(life: Life, name: str, how: str) -> No
             await life.scenario.subresource(SPACE, name, "restart")
         else:
             await life.scenario.subresource(SPACE, name, "stop")
-            await life.lab.kubectl("wait", "-n", SPACE, f"vmi/{name}", "--for=delete", "--timeout=90s")
+            await life.lab.kubectl("wait", "-n", SPACE, f"vmi/{name}", "--for=delete", "--timeout=140s")
             assert not await life.no_claims(name)
             await life.scenario.subresource(SPACE, name, "start")
         await life.guest(name, other_than=former)
@@ -590,7 +603,7 @@ async def test_deleted_during_a_migration_and_created_again(life: Life) -> None:
     async with life.policy(bandwidthPerMigration="1Mi"):
         migration = await life.migrate("two")
         await life.halfway("two", migration)
-        await life.lab.kubectl("delete", "vm", "-n", SPACE, "two", "--wait=true", "--timeout=120s")
+        await life.lab.kubectl("delete", "vm", "-n", SPACE, "two", "--wait=true", "--timeout=140s")
     await life.until("the claims of two are gone", lambda: life.no_claims("two"))
     pods = {pod["metadata"]["uid"] for pod in await life.pods("two")}
     await life.apply(machine("two"))
@@ -602,7 +615,7 @@ async def test_deleted_during_a_migration_and_created_again(life: Life) -> None:
 
 async def test_an_instance_without_a_machine_releases_its_addresses_when_it_goes(life: Life) -> None:
     await life.facts("alone")
-    await life.lab.kubectl("delete", "vmi", "-n", SPACE, "alone", "--wait=true", "--timeout=120s")
+    await life.lab.kubectl("delete", "vmi", "-n", SPACE, "alone", "--wait=true", "--timeout=140s")
     await life.until("its claims are gone", lambda: life.no_claims("alone"))
 
 
@@ -627,7 +640,8 @@ async def test_a_node_is_lost(life: Life) -> None:
             await life.goes_on(streams)
         finally:
             await life.lab.exec(node, ["ip", "link", "set", "eth0", "up"])
-            for process in reversed(processes):
+            await life.agent_again(node)
+            for process in processes[:2]:
                 await life.lab.restart(process)
     assert await life.facts("one") == before
     await life.renewed("one")
