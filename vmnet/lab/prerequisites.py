@@ -36,7 +36,10 @@ PACKAGES: Final = {
 }
 """Programs and files the lab uses, and the Debian packages they come from."""
 
-MODULES: Final = ("bridge", "veth", "vxlan", "tun", "nf_tables", "nft_chain_nat", "nf_conntrack", "br_netfilter", "kvm")
+MODULES: Final = (
+    *("bridge", "veth", "vxlan", "tun", "br_netfilter", "kvm"),
+    *("nf_tables", "nft_chain_nat", "nft_fwd_netdev", "nf_conntrack"),
+)
 NAMESPACES: Final = ("net", "mnt", "pid", "uts", "ipc")
 INSTALL: Final = "run: vmnet lab prerequisites --install"
 
@@ -140,7 +143,10 @@ def probe() -> list[Problem]:
             )
     if message := _failure(["nft", "-f", "-"], _NFT_PROBE):
         found.append(
-            Problem(f"kernel support for nftables ({message})", "load or build nf_tables, nft_chain_nat, nf_conntrack")
+            Problem(
+                f"kernel support for nftables ({message})",
+                "load or build nf_tables, nft_chain_nat, nft_fwd_netdev, nf_conntrack",
+            )
         )
     tun = Path("/dev/net/tun")
     if not tun.exists():
@@ -165,7 +171,7 @@ table inet probe {
   chain forward { type filter hook forward priority filter; ct state established accept; }
 }
 table netdev probe {
-  chain ingress { type filter hook ingress device "probe1" priority 0; ether type arp accept; }
+  chain ingress { type filter hook ingress device "probe1" priority 0; ether type arp accept; fwd to "probe2"; }
   chain egress { type filter hook egress device "probe1" priority 0; ether type arp accept; }
 }
 """

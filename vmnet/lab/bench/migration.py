@@ -296,27 +296,29 @@ class Bench:
     # The peer
 
     async def _make_peer(self) -> None:
-        pod = {
-            "metadata": {"name": PEER[1], "namespace": PEER[0]},
-            "spec": {
-                "nodeName": PEER_NODE,
-                "containers": [{"name": "main", "image": "registry.k8s.io/pause:3.10", "command": ["sleep", "36000"]}],
-            },
-        }
-        uid = (await self._kube.create(PODS, pod, PEER[0]))["metadata"]["uid"]
-
-        async def ready() -> SandboxRecord | None:
-            record = SandboxRecord.read(self._lab.pod_directory(uid))
-            return record if record is not None and record.ready else None
-
-        record = await self._scenario.until("the peer has its interface", ready)
-        self._peer_netns = record.netns
+        # The others keep the network on both of blue's nodes, and would be hit by what goes astray there.
+        for name, node in ((PEER[1], PEER_NODE), ("keeper-1", "n1"), ("keeper-2", "n2")):
+            record = await self._make_pod(name, node)
+            if node == PEER_NODE:
+                self._peer_netns = record.netns
         annotations = (await self._kube.get(PODS, PEER[1], PEER[0]))["metadata"]["annotations"]
         networks = json.loads(annotations[names.POD_NETWORKS_ANNOTATION])
         primary = next(item for key, item in networks.items() if key != "default")
         self._addresses["peer"] = next(text for text in primary["ip_addresses"] if "." in text).split("/")[0]
         log = await self._from_peer("serve", "serve")
         await self._scenario.until("the peer serves", partial(_says, log, "serving"))
+
+    async def _make_pod(self, name: str, node: str) -> SandboxRecord:
+        container = {"name": "main", "image": "registry.k8s.io/pause:3.10", "command": ["sleep", "36000"]}
+        pod = {"metadata": {"name": name, "namespace": PEER[0]}, "spec": {"nodeName": node, "containers": [container]}}
+        uid = (await self._kube.create(PODS, pod, PEER[0]))["metadata"]["uid"]
+
+        async def ready() -> SandboxRecord | None:
+            record = SandboxRecord.read(self._lab.pod_directory(uid))
+            return record if record is not None and record.ready else None
+
+        found: SandboxRecord = await self._scenario.until(f"pod {name} has its interface", ready)
+        return found
 
     async def _from_peer(self, process: str, *words: str) -> Path:
         argv = ["nsenter", f"--net={self._peer_netns}", self._probe, *words]
