@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
-            iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev
+            iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
+            unbound nsd bind9-host musl-tools
 
-.PHONY: demo workshop test lint unit lab bench-datapath bench-migration bench-ipam soak install clean
+.PHONY: demo workshop test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
 demo: install            ; $(BIN)/vmnet lab demo
 workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
@@ -19,6 +20,9 @@ lab: install             ; { $(BIN)/pytest tests/lab --ignore $(WORKSHOP) || $(A
 bench-datapath: install  ; $(BIN)/python -m vmnet.lab.bench.datapath
 bench-migration: install ; $(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]' && $(BIN)/python -m vmnet.lab.bench.migration
 bench-ipam: install      ; $(BIN)/python -m vmnet.lab.bench.ipam
+bench-dns: install       ; $(BIN)/python -m vmnet.lab.bench.dns
+# Ten million inputs; the tests try some thousands.
+fuzz-dns: install        ; $(BIN)/python -m vmnet.lab.bench.dns_fuzz
 soak: install            ; VMNET_SOAK_STEPS=1000000 $(BIN)/pytest tests/unit/controller/test_ledger.py -n 2 -k million
 clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 

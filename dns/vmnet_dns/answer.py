@@ -174,9 +174,7 @@ def _limit(size: int, transport: Transport) -> int:
 def _finish(compiled: _Compiled, number: int, flags: int, question: bytes, opt: bytes, limit: int) -> Answer:
     """The client's id, flags and spelling of the name around the compiled sections."""
     reply = message.reply_flags(flags, compiled.rcode, authoritative=True)
-    wire = message.compose(number, reply, question, compiled.counts, compiled.sections, opt)
-    if len(wire) > limit:
-        wire = message.compose(number, reply | message.TC, question, opt=opt)
+    wire = message.compose_within(limit, number, reply, question, compiled.counts, compiled.sections, opt)
     return Answer(wire, Outcome.LOCAL, compiled.type, compiled.rcode)
 
 
@@ -212,10 +210,7 @@ def follow(query: Query, alias: Alias, rcode: int, count: int, records: bytes, l
     opt = _opt(query.dnssec) if query.edns else b""
     flags = message.reply_flags(query.flags, rcode, authoritative=True)
     counts = alias.count + count, 0, 0
-    wire = message.compose(query.id, flags, query.question, counts, alias.records + records, opt)
-    if len(wire) > limit:
-        wire = message.compose(query.id, flags | message.TC, query.question, opt=opt)
-    return wire
+    return message.compose_within(limit, query.id, flags, query.question, counts, alias.records + records, opt)
 
 
 def fail(query: Query) -> bytes:

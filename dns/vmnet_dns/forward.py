@@ -95,10 +95,7 @@ class Response:
             opt = opt[:7] + struct.pack("!H", message.DO) + opt[9:]
         # Never AA: it was authoritative somewhere else. AD only with DNSSEC asked for (RFC 6840 section 5.7).
         flags = message.reply_flags(query.flags, self.rcode) | (self.flags & 0x20 if query.dnssec else 0)
-        wire = message.compose(query.id, flags, query.question, self.counts, bytes(sections), opt)
-        if len(wire) > limit:
-            wire = message.compose(query.id, flags | message.TC, query.question, opt=opt)
-        return wire
+        return message.compose_within(limit, query.id, flags, query.question, self.counts, bytes(sections), opt)
 
     def names(self, query: Query) -> list[bytes]:
         """Owners of the records of the answer section, in lower case. Raises Malformed."""

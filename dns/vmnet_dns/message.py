@@ -267,6 +267,35 @@ def compose(
     return head + question + sections + opt
 
 
+def compose_within(
+    limit: int,
+    number: int,
+    flags: int,
+    question: bytes,
+    counts: tuple[int, int, int],
+    sections: bytes,
+    opt: bytes = b"",
+) -> bytes:
+    """Like ``compose``, with as many records as ``limit`` octets hold, and TC where what is left out was needed.
+
+    Additional records are not (RFC 2181 section 9). Resolvers that know no TCP live on what is there.
+    """
+    room = limit - HEADER.size - len(question) - len(opt)
+    if len(sections) <= room:
+        return compose(number, flags, question, counts, sections, opt)
+    kept, at = [0, 0, 0], 0
+    for section, count in enumerate(counts):
+        for _ in range(count):
+            after = skip_name(sections, at)
+            after += RECORD.size + RECORD.unpack_from(sections, after)[3]
+            if after > room:
+                cut = flags | TC if section < 2 else flags
+                return compose(number, cut, question, (kept[0], kept[1], kept[2]), sections[:at], opt)
+            kept[section] += 1
+            at = after
+    return compose(number, flags, question, (kept[0], kept[1], kept[2]), sections[:at], opt)
+
+
 def reply_flags(query_flags: int, rcode: int, *, authoritative: bool = False) -> int:
     """Header flags of an answer: RD and CD copied, RA set (the rest of the world is forwarded)."""
     return QR | RA | (AA if authoritative else 0) | (query_flags & (OPCODE | RD | CD)) | (rcode & 0xF)

@@ -150,3 +150,81 @@ async def test_without_a_way_to_the_world_failure_comes_soon(networks: tuple[Net
     finally:
         await responders.close()
         await kernel.close()
+
+
+MUSL = """
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <stdio.h>
+int main(int count, char **words) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    char text[64];
+    for (int at = 1; at < count; at++) {
+        if (getaddrinfo(words[at], 0, &hints, &found)) { puts("none"); continue; }
+        for (; found; found = found->ai_next) {
+            getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, 0, 0, NI_NUMERICHOST);
+            puts(text);
+        }
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("musl-gcc") is None or shutil.which("host") is None, reason="needs musl and host")
+async def test_resolvers_of_others_find_names_by_the_search_list(
+    networks: tuple[Network, Network], tmp_path: Path
+) -> None:
+    one, _ = networks
+    source, program = tmp_path / "lookup.c", tmp_path / "lookup"
+    source.write_text(MUSL)
+    await run("musl-gcc", "-static", "-o", str(program), str(source))
+    # "ip netns exec" puts this in the place of /etc/resolv.conf.
+    configuration = Path("/etc/netns") / one.namespace
+    kernel = LinuxKernel()
+    responders = Responders(kernel, upstreams=lambda: WORLD)
+    inside = ("ip", "netns", "exec", one.namespace)
+    try:
+        configuration.mkdir(parents=True)
+        for server in ("192.168.0.1", "fd00:1::1"):
+            (configuration / "resolv.conf").write_text(
+                f"nameserver {server}\n"
+                "search ns.vm.cluster.local vm.cluster.local ns.svc.cluster.local svc.cluster.local cluster.local\n"
+                "options ndots:5 timeout:5\n"
+            )
+            await responders.serve(one, Names([endpoint("192.168.0.5/16", "fd00:1::5/64")]))
+            for name in ("blue", "blue.ns", "BLUE.ns.vm.cluster.local."):
+                found = await run(*inside, "getent", "ahosts", name)
+                assert {line.split()[0] for line in found.splitlines()} == {"192.168.0.5", "fd00:1::5"}
+                assert set((await run(*inside, str(program), name)).split()) == {"192.168.0.5", "fd00:1::5"}
+                told = await run(*inside, "host", name)
+                assert "has address 192.168.0.5" in told
+                assert "has IPv6 address fd00:1::5" in told
+            found = await run(*inside, "getent", "hosts", "192.168.0.5")
+            assert found.split() == ["192.168.0.5", BLUE]
+            assert (await run(*inside, str(program), "red")).split() == ["none"]
+            # More than a datagram holds: glibc asks again over TCP, musl 1.2.3 knows none and takes what is there.
+            assert len(set((await run(*inside, str(program), "many.example.org")).split())) > 20
+            many = await run(*inside, "getent", "ahostsv4", "many.example.org")
+            assert len({line.split()[0] for line in many.splitlines()}) == 250
+    finally:
+        await responders.close()
+        await kernel.close()
+        shutil.rmtree(configuration, ignore_errors=True)
+
+
+async def test_names_are_told_while_the_world_is_away_and_what_was_asked_before_too(
+    networks: tuple[Network, Network],
+) -> None:
+    one, _ = networks
+    kernel = LinuxKernel()
+    responders = Responders(kernel, upstreams=lambda: WORLD)
+    try:
+        await responders.serve(one, Names([endpoint("192.168.0.5/16", "fd00:1::5/64")]))
+        assert "203.0.113.1" in await dig(one.namespace, "192.168.0.1", "+short", "www.example.org")
+        await run("ip", "-n", one.namespace, "link", "set", "up0", "down")
+        assert (await dig(one.namespace, "192.168.0.1", "+short", BLUE)).split() == ["192.168.0.5"]
+        assert "203.0.113.1" in await dig(one.namespace, "192.168.0.1", "+short", "www.example.org")
+    finally:
+        await responders.close()
+        await kernel.close()

@@ -23,11 +23,13 @@ from vmnet.model.service import Service
 from vmnet_dns.forward import Forwarder, Routes
 from vmnet_dns.server import Explanation, Server
 from vmnet_dns.tally import Tally
-from vmnet_dns.zone import Record, View, Zone, address_records, denied_zones, pointer_records
+from vmnet_dns.zone import Record, View, Zone, address_records, denied_zones, pointer_records, text_record
 
 log = logging.getLogger(__name__)
 
 DNS_PORT: Final = 53
+SPECIFICATION: Final = "1.1.0"
+"""Version of the Kubernetes DNS specification whose names of Services are served (its section 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Responders:
                     subnets=network.subnets,
                     servers=network.gateways,
                     denied=self._denied,
+                    records=[text_record(f"dns-version.{self._domain}", SPECIFICATION)],
                 )
                 running = _Running(await self._open(network, view), network)
                 self._running[network.id] = running

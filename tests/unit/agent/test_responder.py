@@ -170,6 +170,7 @@ async def test_names_come_and_go_on_the_same_sockets(kernel: LoopbackKernel, res
     happy = network(7)
     await responders.serve(happy, Names([]))
     assert responders.serving(happy.id)
+    assert await kernel.told(happy, "dns-version.cluster.local", "TXT") == ['"1.1.0"']
     assert (await kernel.ask(happy, BLUE)).rcode() == dns.rcode.NXDOMAIN
     await responders.serve(happy, Names([endpoint("127.0.0.5/8")]))
     assert await kernel.told(happy, BLUE) == ["127.0.0.5"]

@@ -184,7 +184,7 @@ def test_large_answers_are_truncated_over_udp_and_whole_over_tcp(edns: int | Non
         reply, _ = ask(of, name, use_edns=edns, payload=payload)
         assert reply is not None
         assert reply.flags & dns.flags.TC
-        assert not reply.answer
+        assert 20 < len(texts(reply)) < 100
         assert len(reply.to_wire()) <= limit
         whole, _ = ask(of, name, use_edns=edns, payload=payload, transport=Transport.TCP)
         assert len(texts(whole)) == 100

@@ -204,7 +204,7 @@ async def test_a_truncated_answer_is_asked_for_over_tcp(resolver: Resolver) -> N
     assert resolver.tcp == 1
     short = parsed(forwarder.cached(query()))
     assert short.flags & dns.flags.TC
-    assert not short.answer
+    assert 20 < len(short.answer[0]) < 200
 
 
 async def test_the_next_upstream_is_asked_and_the_good_one_goes_first(resolver: Resolver) -> None:
