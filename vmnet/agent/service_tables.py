@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
 from vmnet.agent import facts
@@ -57,9 +58,25 @@ class ServiceTables:
             stores.service_cidrs.add_handler(self._range_changed)
 
     def services(self, network: str) -> tuple[Service, ...]:
-        """Services of the namespaces whose primary network it is."""
+        """Services of the namespaces whose primary network it is.
+
+        Without external addresses that the cluster gives itself: a tenant who names one would get everybody's traffic.
+        """
         keys = (key for namespace in self._cluster.namespaces(network) for key in self._by_namespace.get(namespace, ()))
-        return tuple(self._services[key] for key in sorted(keys))
+        found = tuple(self._services[key] for key in sorted(keys))
+        if not any(item.external for item in found):
+            return found
+        ranges, taken = self.ranges(), {address for held in self._taken.values() for address in held}
+
+        def reserved(address: IPAddress) -> bool:
+            return address in taken or any(address in subnet for subnet in ranges)
+
+        return tuple(
+            replace(item, external=tuple(address for address in item.external if not reserved(address)))
+            if any(map(reserved, item.external))
+            else item
+            for item in found
+        )
 
     def default_addresses(self) -> frozenset[IPAddress]:
         """Cluster addresses of the default Services, which every network may ask."""
@@ -145,6 +162,7 @@ class ServiceTables:
     def _range_changed(self, old: Object | None, new: Object | None) -> None:
         if (old and _ranges_of(old)) != (new and _ranges_of(new)):
             self._on_every_network()
+            self._on_node()
 
     def _on_every_network(self) -> None:
         for network in self._cluster.networks():

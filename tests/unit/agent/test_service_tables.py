@@ -181,10 +181,21 @@ async def test_a_range_of_cluster_addresses_concerns_every_network(world: World)
 
     tell("10.96.0.0/16", "no range")
     assert world.tables.ranges() == {addresses.network("10.96.0.0/16")}
-    assert set(world.asked) == {"red_net", "blue_net"}
+    assert set(world.asked) == {"red_net", "blue_net", "node"}
     world.asked.clear()
     tell("10.96.0.0/16")
     assert world.asked == []
     world.stores[SERVICE_CIDRS].drop("kubernetes")
     assert world.tables.ranges() == frozenset()
-    assert set(world.asked) == {"red_net", "blue_net"}
+    assert set(world.asked) == {"red_net", "blue_net", "node"}
+
+
+async def test_a_tenant_does_not_take_the_cluster_s_own_addresses_for_external_ones(world: World) -> None:
+    asked = ["10.96.0.1", "10.96.7.7", "172.30.0.250"]
+    world.service("red", "web", "10.96.0.7", externalIPs=asked)
+    external = {str(address) for item in world.tables.services("red_net") for address in item.external}
+    assert external == set(asked)
+    world.service("default", "kubernetes", "10.96.0.1")
+    world.stores[SERVICE_CIDRS].put({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.96.7.0/24"]}})
+    (found,) = world.tables.services("red_net")
+    assert found.external == (addresses.address("172.30.0.250"),)

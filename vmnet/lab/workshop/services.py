@@ -169,6 +169,12 @@ KINDS: Final[Sequence[Step]] = (
         "blue-",
         "pods of the network use its address as the cluster address",
     ),
+    reaches(
+        "default/default-0",
+        "http://<balancer:blue/blue-external-local>/hostname",
+        "blue-",
+        "pods of the default network, too, get every endpoint",
+    ),
     Step(
         "load balancers are told which nodes have an endpoint",
         "outside# curl -sS -i --max-time 3 http://<hostip:blue/blue-0>:<health:blue/blue-external-local>/",
