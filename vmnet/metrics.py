@@ -39,6 +39,19 @@ MIGRATION_CUT_OVER: Final = Histogram(
     buckets=_FAST,
     registry=REGISTRY,
 )
+MIGRATION_CONNECTIONS: Final = Counter(
+    "vmnet_migration_connections",
+    "Connections that came along with a machine, by way (streamed, late).",
+    [*_MACHINE, "way"],
+    registry=REGISTRY,
+)
+MIGRATION_HAND_OVER: Final = Histogram(
+    "vmnet_migration_hand_over_seconds",
+    "From the guest's first frame to the last connection that the source's agent handed over.",
+    _MACHINE,
+    buckets=_FAST,
+    registry=REGISTRY,
+)
 ANNOUNCEMENTS: Final = Counter(
     "vmnet_announcements",
     "Announcement frames sent, by kind (garp, na, ra, rarp, gateway_arp).",

@@ -10,8 +10,10 @@ from vmnet import metrics
 from vmnet.agent import facts
 from vmnet.agent.announcer import Announcer
 from vmnet.agent.attachments import Attachments
+from vmnet.agent.carry import Arrivals, Departures, Holds
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
+from vmnet.agent.credentials import Credentials
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.default_interfaces import DefaultInterfaces
@@ -20,6 +22,7 @@ from vmnet.agent.health_checks import HealthChecks
 from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
 from vmnet.agent.name_queries import SOCKET, NameQueries
 from vmnet.agent.networks import Networks, NotReady, TableSource
+from vmnet.agent.peers import Peers
 from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Names, Responders
 from vmnet.agent.service_tables import DEFAULT_SERVICES, ServiceTables
@@ -136,7 +139,11 @@ class Agent:
             on_observed=self._defaults.observed,
             default_services=self._services.default_addresses,
         )
-        self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer)
+        self._credentials = Credentials(kube, settings.node_name)
+        holds = Holds(kernel)
+        self._peers = Peers(self._credentials, Departures(kernel, self._cluster, self._networks, holds).answer)
+        self._arrivals = Arrivals(kernel, self._cluster, self._networks, self._peers, holds)
+        self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer, self._arrivals)
         multus = Multus(settings.multus, settings.cni_configurations)
         self._attachments = Attachments(
             kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus, self._defaults
@@ -192,12 +199,15 @@ class Agent:
                 )
                 tasks.service(self._policies.tell(), "events on policies")
                 tasks.service(self._defaults.tell(), "events on opened ports")
+                tasks.service(self._credentials.run(), "this agent's certificate")
+                tasks.service(self._peers.serve(str(self._networks.this_node().address)), "other agents")
                 tasks.service(self._defaults.follow_kubelet(), "the kubelet's control group")
                 await asyncio.Event().wait()
         finally:
             await self._server.close()
             await self._queries.close()
             await self._cut_overs.close()
+            await self._arrivals.close()
             self._announcer.close()
             self._guests.close()
             await self._responders.close()

@@ -17,6 +17,7 @@ from typing import Final
 from vmnet import metrics
 from vmnet.agent import facts
 from vmnet.agent.announcer import Announcer
+from vmnet.agent.carry import Arrivals
 from vmnet.agent.cluster import Cluster
 from vmnet.agent.networks import Networks
 from vmnet.kernel.api import Kernel, KernelError
@@ -35,6 +36,8 @@ SO_TIMESTAMPNS: Final = 35
 """asm-generic/socket.h; Python's socket module does not name it."""
 FIRST_FRAME_TIMEOUT: Final = 10.0
 """Seconds to wait for a frame towards the guest before the record is written without one."""
+CONNECTIONS_TIMEOUT: Final = 5.0
+"""Seconds that the record waits for the connections that come along."""
 _BATCH: Final = 64
 _DISCOVERY: Final = tuple(bytes([number]) for number in range(133, 137))
 """ICMPv6 types of neighbour and router discovery (RFC 4861 section 4)."""
@@ -59,12 +62,21 @@ class _Staged:
 class CutOvers:
     """Standby ports of this node, and the machines that leave it."""
 
-    def __init__(self, kernel: Kernel, kube: Kube, cluster: Cluster, networks: Networks, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        kube: Kube,
+        cluster: Cluster,
+        networks: Networks,
+        announcer: Announcer,
+        arrivals: Arrivals,
+    ) -> None:
         self._kernel = kernel
         self._kube = kube
         self._cluster = cluster
         self._networks = networks
         self._announcer = announcer
+        self._arrivals = arrivals
         self._staged: dict[InterfaceName, _Staged] = {}
         self._tasks = TaskSet()
 
@@ -80,6 +92,7 @@ class CutOvers:
         staged = _Staged(network, endpoint, frames, first_frame=asyncio.Event())
         self._staged[endpoint.port] = staged
         asyncio.get_running_loop().add_reader(frames, self._receive, staged)
+        self._arrivals.expect(network, endpoint)
 
     def catch_up(self, network: Network, endpoint: Endpoint) -> None:
         """A guest's frame opened its port while no agent ran: announce the machine now, and write down what is known.
@@ -91,10 +104,13 @@ class CutOvers:
             return
         self._announcer.announce(endpoint, asyncio.get_running_loop().time())
         log.info("machine %s/%s: its frame opened the port before this agent ran", *machine_names(machine))
+        self._arrivals.expect(network, endpoint)
+        self._arrivals.arrived(endpoint)
         self._tasks.start(self._record_missed(network, endpoint, machine), f"record {machine.namespace}/{machine.name}")
 
     async def _record_missed(self, network: Network, endpoint: Endpoint, machine: MachineReference) -> None:
         sent = await self._announcer.settled(endpoint)
+        came_along = await self._arrivals.settled(endpoint, CONNECTIONS_TIMEOUT)
         node = self._networks.node_name
         cut_over = CutOver(
             machine,
@@ -104,6 +120,7 @@ class CutOvers:
             opened_at=None,
             announcements=sent.total(),
             source=self._source(endpoint),
+            carried=came_along,
         )
         await self._write(endpoint.pod, cut_over)
 
@@ -113,6 +130,7 @@ class CutOvers:
 
     def forget(self, endpoint: Endpoint) -> None:
         """The port is gone."""
+        self._arrivals.forget(endpoint)
         self._announcer.forget(endpoint)
         staged = self._staged.pop(endpoint.port, None)
         if staged is not None:
@@ -185,6 +203,7 @@ class CutOvers:
                     return
                 continue
             if staged.frame_at is None and _is_rarp_of(frame, staged.endpoint):
+                self._arrivals.arrived(staged.endpoint)
                 staged.frame_at = _time(ancillary)
                 if staged.key is None:
                     self._tasks.start(
@@ -196,6 +215,7 @@ class CutOvers:
         if staged.key is not None:
             return
         staged.key, staged.opened_at = key, at
+        self._arrivals.arrived(staged.endpoint)
         endpoint = staged.endpoint
         try:
             if key is Key.ANNOTATION:
@@ -237,6 +257,7 @@ class CutOvers:
             first_frame_at=staged.first_frame_at,
             announcements=sent.total(),
             source=self._source(staged.endpoint),
+            carried=await self._arrivals.settled(staged.endpoint, CONNECTIONS_TIMEOUT),
         )
         await self._write(staged.endpoint.pod, cut_over)
         self._stop_listening(staged)

@@ -108,12 +108,18 @@ class Networks:
         self._default_services = default_services
         self._adopting = False
         self._desires: dict[str, NodeNetwork] = {}
+        self._told_homes: dict[str, frozenset[int]] = {}
+        """Marks of nodes that connections come here from, by network."""
         self._held: dict[NamespaceName | None, dict[str, Table]] = {}
         """Tables that the kernel holds because this process loaded them, or found their digest."""
 
     def rendered(self) -> tuple[Network, ...]:
         """Networks that are on this node now."""
         return tuple(self._rendered.values())
+
+    def holds(self, network: Network, table: str) -> bool:
+        """Whether a network's namespace has a table (``family name``) that this process has put or found there."""
+        return table in self._held.get(network.namespace, {})
 
     def mtu(self, network: Network) -> int:
         """MTU of a rendered network on this node. Raises KeyError when it is not rendered."""
@@ -406,6 +412,13 @@ class Networks:
         """Write down where the guest's frame has put the machine: learned entries age. Raises KernelError."""
         await self._kernel.apply(network_plan.repoint_local(network.namespace, endpoint))
 
+    async def reach_homes(self, network: Network, marks: Iterable[int]) -> None:
+        """See to it that connections with these marks find the way to their nodes. Raises KernelError, NotReady."""
+        known = self._told_homes.get(network.name, frozenset())
+        if not known >= set(marks):
+            self._told_homes[network.name] = known | frozenset(marks)
+            await self.render(network.name)
+
     async def close_moved(self, network: Network, endpoint: Endpoint) -> None:
         """The machine runs on another node: close its port here and send its frames there. Raises KernelError."""
         if not network.stretched:
@@ -492,6 +505,8 @@ class Networks:
                 remotes.append(RemoteEndpoint(found, other.address, self._cluster.certain(found)))
         # Where a machine has left connections behind, its frames and what belongs to them must go on to arrive.
         left = {source for found in everywhere if (source := self._cluster.came_from(found)) is not None}
+        former = self._former(network, observed)
+        left |= former
         hosts |= {other for other in left if other.name != node.name}
         peers |= {other.address for other in hosts}
         # A router that was once needed stays known for as long as its node is: connections may still carry its mark.
@@ -532,9 +547,19 @@ class Networks:
                 if network.joined and (source := self._cluster.came_from(port.endpoint)) is not None
                 for item in port.endpoint.addresses
             ),
+            former=tuple(sorted(former, key=lambda other: other.name)),
             bridge=bridge[0] if bridge else None,
             bridge_mtu=bridge[1] if bridge else 0,
         )
+
+    def _former(self, network: Network, observed: NetworkState) -> set[Node]:
+        """Nodes whose marks connections here may carry: by what other agents told, or by the rules that are there."""
+        marks = self._told_homes.get(network.name, frozenset()) | observed.homes
+        return {
+            other
+            for other in self._cluster.nodes()
+            if other.number is not None and other.name != self.node_name and edge.mark(other.number) in marks
+        }
 
     def _bridge(self, network: Network, state: NodeState) -> tuple[InterfaceName, int] | None:
         """The node's bridge that carries a Localnet network, and its MTU; None for others. Raises NotReady."""
@@ -578,6 +603,7 @@ class Networks:
     async def _leave(self, network: Network) -> None:
         for service in self._services:
             await service.leave(network.id)
+        self._told_homes.pop(network.name, None)
         self._begun.pop(network.name, None)
         self._rendered.pop(network.name, None)
         self._desires.pop(network.name, None)

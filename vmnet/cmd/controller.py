@@ -16,6 +16,7 @@ from typing import Final
 from aiohttp import web
 
 from vmnet import metrics
+from vmnet.controller.agent_certificates import Signer
 from vmnet.controller.cluster import WATCHED, Cluster
 from vmnet.controller.controller import Controller
 from vmnet.controller.webhook import Keeper, Place, Reviewer, Server
@@ -141,6 +142,7 @@ async def run(arguments: argparse.Namespace) -> int:
             nonlocal lost
             try:
                 async with TaskScope() as own:
+                    own.service(Signer(kube, arguments.namespace).run(), "agents' certificates")
                     if webhook is not None:
                         own.service(Keeper(kube, place).run(), "webhook certificates")
                     await controller.run()

@@ -40,8 +40,8 @@ class Certificates:
         made = cls(**found)
         x509.load_pem_x509_certificates(made.authorities.encode())
         x509.load_pem_x509_certificate(made.certificate.encode())
-        _private(made.authority_key)
-        _private(made.key)
+        private_key(made.authority_key)
+        private_key(made.key)
         return made
 
     def secret_data(self) -> dict[str, str]:
@@ -64,20 +64,21 @@ def renewed(found: Certificates | None, hosts: Iterable[str], now: datetime) -> 
     if found is None:
         return _with_new_authority((), wanted, now)
     authorities = x509.load_pem_x509_certificates(found.authorities.encode())
-    if _late(authorities[0], now):
+    if late(authorities[0], now):
         return _with_new_authority(authorities, wanted, now)
     serving = x509.load_pem_x509_certificate(found.certificate.encode())
     names = set(serving.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    if not _late(serving, now) and names >= set(_names(wanted)):
+    if not late(serving, now) and names >= set(_names(wanted)):
         return found
-    certificate, key = _serving(authorities[0], _private(found.authority_key), wanted, now)
-    return Certificates(_pem(authorities), found.authority_key, certificate, key)
+    certificate, key = _serving(authorities[0], private_key(found.authority_key), wanted, now)
+    return Certificates(pem(authorities), found.authority_key, certificate, key)
 
 
-def _with_new_authority(former: Iterable[x509.Certificate], hosts: Iterable[str], now: datetime) -> Certificates:
+def new_authority(name: str, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A certificate that signs itself and others, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     # A name of its own: of two authorities with one name a client may try the wrong one.
-    common = x509.NameAttribute(NameOID.COMMON_NAME, f"vmnet webhook {now:%Y-%m-%dT%H:%M:%S}")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} {now:%Y-%m-%dT%H:%M:%S}")])
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -89,11 +90,10 @@ def _with_new_authority(former: Iterable[x509.Certificate], hosts: Iterable[str]
         encipher_only=False,
         decipher_only=False,
     )
-    name = x509.Name([common])
     authority = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _SKEW)
@@ -103,9 +103,14 @@ def _with_new_authority(former: Iterable[x509.Certificate], hosts: Iterable[str]
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
+    return authority, key
+
+
+def _with_new_authority(former: Iterable[x509.Certificate], hosts: Iterable[str], now: datetime) -> Certificates:
+    authority, key = new_authority("vmnet webhook", now)
     living = [item for item in former if item.not_valid_after_utc > now]
     certificate, own_key = _serving(authority, key, hosts, now)
-    return Certificates(_pem((authority, *living)), _key_pem(key), certificate, own_key)
+    return Certificates(pem((authority, *living)), key_pem(key), certificate, own_key)
 
 
 def _serving(
@@ -127,10 +132,11 @@ def _serving(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    return made.public_bytes(serialization.Encoding.PEM).decode(), _key_pem(key)
+    return made.public_bytes(serialization.Encoding.PEM).decode(), key_pem(key)
 
 
-def _late(certificate: x509.Certificate, now: datetime) -> bool:
+def late(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether two thirds of its time are over, or none has begun."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return now >= begin + (end - begin) * 2 / 3 or now < begin
 
@@ -145,16 +151,19 @@ def _names(hosts: Iterable[str]) -> list[x509.GeneralName]:
     return found
 
 
-def _pem(certificates: Iterable[x509.Certificate]) -> str:
+def pem(certificates: Iterable[x509.Certificate]) -> str:
+    """PEM of each, one after the other."""
     return "".join(item.public_bytes(serialization.Encoding.PEM).decode() for item in certificates)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """PEM, not encrypted."""
     format = serialization.PrivateFormat.PKCS8
     return key.private_bytes(serialization.Encoding.PEM, format, serialization.NoEncryption()).decode()
 
 
-def _private(text: str) -> ec.EllipticCurvePrivateKey:
+def private_key(text: str) -> ec.EllipticCurvePrivateKey:
+    """From PEM. Raises ValueError."""
     try:
         key = serialization.load_pem_private_key(text.encode(), None)
     except (ValueError, TypeError) as error:

@@ -15,7 +15,7 @@ from vmnet.kube.api import VMIMS, VMIS, Conflict, Invalid, Kube, NotFound, Objec
 from vmnet.kube.events import Recorder
 from vmnet.model import names
 from vmnet.model.endpoint import MachineReference
-from vmnet.model.migration import CutOver, Key, MigrationPhase
+from vmnet.model.migration import Carried, CutOver, Key, MigrationPhase, Way
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +250,11 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
             "annotationAt": seen.annotation_at,
             "firstFrameAt": seen.first_frame_at,
             "announcements": seen.announcements,
+            "connections": {
+                "way": seen.carried.way.value,
+                "carried": seen.carried.connections,
+                "handOverSeconds": seen.carried.seconds,
+            },
         },
     }
 
@@ -282,10 +287,18 @@ def cut_over(target: Object) -> CutOver | None:
             annotation_at=_number(found.get("annotation_at")),
             first_frame_at=_number(found.get("first_frame_at")),
             announcements=int(found.get("announcements") or 0),
+            carried=_carried(found.get("carried")),
         )
     except (ValueError, KeyError, TypeError) as error:
         log.warning("annotation %s of pod %s: %s", names.CUT_OVER_ANNOTATION, object_key(target), error)
         return None
+
+
+def _carried(found: Any) -> Carried:
+    """An agent of an earlier version says nothing of it."""
+    if found is None:
+        return Carried()
+    return Carried(Way(found["way"]), int(found["connections"]), _number(found["seconds"]))
 
 
 def _number(value: Any) -> float | None:

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from vmnet.model.addresses import IPAddress
+from vmnet.model.connection import Connection, Flow, Outcome
 from vmnet.model.names import InterfaceName, NamespaceName
 from vmnet.plan.ops import Op
 from vmnet.plan.state import Cgroup, Datagrams, DefaultInterface, NetworkState, NodeState, PodState
@@ -60,7 +61,27 @@ class Kernel(Protocol):
         ...
 
     async def connections(self, namespace: NamespaceName) -> frozenset[IPAddress]:
-        """Both ends of every established TCP connection that the namespace's conntrack knows. Raises Gone."""
+        """Both ends of each connection that the namespace's conntrack knows, that may still be used, and that is TCP or
+        translated. Raises Gone."""
+        ...
+
+    async def connections_of(self, namespace: NamespaceName, addresses: Sequence[IPAddress]) -> tuple[Connection, ...]:
+        """TCP and UDP connections that these addresses began or answer in. Raises KernelError."""
+        ...
+
+    async def put_connections(self, namespace: NamespaceName, entries: Sequence[Connection]) -> tuple[Outcome, ...]:
+        """Write conntrack entries and read them back; one outcome for each. Raises KernelError."""
+        ...
+
+    async def forget_connections(self, namespace: NamespaceName, flows: Sequence[Flow]) -> int:
+        """Delete the conntrack entries of these flows, in whichever direction; how many there were.
+
+        Raises KernelError.
+        """
+        ...
+
+    async def forget_marked(self, namespace: NamespaceName, mark: int) -> None:
+        """Delete every conntrack entry with this mark. Raises KernelError."""
         ...
 
     async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:

@@ -10,6 +10,7 @@ from typing import Final
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPInterface
+from vmnet.model.connection import Connection, Flow, Outcome
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan import firewall, ops
 from vmnet.plan.ops import Op
@@ -47,6 +48,7 @@ class FakeKernel(Kernel):
         self.applied: list[Op] = []
         self.established: frozenset[IPAddress] = frozenset()
         self.translated: dict[NamespaceName, set[Datagrams]] = {}
+        self.conntrack: dict[NamespaceName, dict[Flow, Connection]] = {}
         self.defaults: dict[str, DefaultInterface] = {}
         """Pods' eth0, by namespace path."""
         self.kubelet_group: Cgroup | None = None
@@ -103,6 +105,41 @@ class FakeKernel(Kernel):
         found = held & set(entries)
         held -= found
         return len(found)
+
+    async def connections_of(self, namespace: NamespaceName, addresses: Sequence[IPAddress]) -> tuple[Connection, ...]:
+        """Of what was put."""
+        self._network(namespace)
+        found = self.conntrack.get(namespace, {}).values()
+        return tuple(item for item in found if {item.original.source, item.reply.source} & set(addresses))
+
+    async def put_connections(self, namespace: NamespaceName, entries: Sequence[Connection]) -> tuple[Outcome, ...]:
+        """Like the kernel: what is there already stays, unless the new entry translates."""
+        self._network(namespace)
+        held = self.conntrack.setdefault(namespace, {})
+        outcomes = []
+        for entry in entries:
+            there = [item for item in held.values() if {item.original, item.reply} & {entry.original, entry.reply}]
+            if there and not entry.translated and (there[0].original, there[0].reply) != (entry.original, entry.reply):
+                outcomes.append(Outcome.KNOWN)
+                continue
+            for item in there:
+                del held[item.original]
+            held[entry.original] = entry
+            outcomes.append(Outcome.PLACED)
+        return tuple(outcomes)
+
+    async def forget_connections(self, namespace: NamespaceName, flows: Sequence[Flow]) -> int:
+        """Of what was put."""
+        held = self.conntrack.get(namespace, {})
+        gone = [key for key, item in held.items() if {item.original, item.reply} & set(flows)]
+        for key in gone:
+            del held[key]
+        return len(gone)
+
+    async def forget_marked(self, namespace: NamespaceName, mark: int) -> None:
+        """Of what was put."""
+        held = self.conntrack.get(namespace, {})
+        self.conntrack[namespace] = {key: item for key, item in held.items() if item.mark != mark}
 
     async def packet_socket(
         self,

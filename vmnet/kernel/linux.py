@@ -17,6 +17,7 @@ from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
+from vmnet.model.connection import Connection, Flow, Outcome
 from vmnet.model.names import (
     BRIDGE,
     DEFAULT_INTERFACE,
@@ -224,28 +225,35 @@ class LinuxKernel(Kernel):
 
     async def connections(self, namespace: NamespaceName) -> frozenset[IPAddress]:
         """See the Protocol."""
-        try:
-            found: frozenset[IPAddress] = await self._worker.run(str(namespaces.path_of(namespace)), connections.read)
-        except FileNotFoundError as error:
-            raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
+        found: frozenset[IPAddress] = await self._within(namespace, connections.lasting)
         return found
 
     async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
         """See the Protocol."""
-        found: frozenset[Datagrams] = await self._netlink(namespace, datagrams.read)
+        found: frozenset[Datagrams] = await self._within(namespace, datagrams.read)
         return found
 
     async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
         """See the Protocol."""
-        return int(await self._netlink(namespace, partial(datagrams.delete, tuple(entries))))
+        return int(await self._within(namespace, partial(datagrams.delete, tuple(entries))))
 
-    async def _netlink(self, namespace: NamespaceName, function: Callable[[], Any]) -> Any:
-        try:
-            return await self._worker.run(str(namespaces.path_of(namespace)), function)
-        except FileNotFoundError as error:
-            raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
-        except OSError as error:
-            raise KernelError(f"conntrack of {namespace}: {error}", errno=error.errno or 0) from error
+    async def connections_of(self, namespace: NamespaceName, addresses: Sequence[IPAddress]) -> tuple[Connection, ...]:
+        """See the Protocol."""
+        found: tuple[Connection, ...] = await self._within(namespace, partial(connections.of, tuple(addresses)))
+        return found
+
+    async def put_connections(self, namespace: NamespaceName, entries: Sequence[Connection]) -> tuple[Outcome, ...]:
+        """See the Protocol."""
+        found: tuple[Outcome, ...] = await self._within(namespace, partial(connections.put, tuple(entries)))
+        return found
+
+    async def forget_connections(self, namespace: NamespaceName, flows: Sequence[Flow]) -> int:
+        """See the Protocol."""
+        return int(await self._within(namespace, partial(connections.delete, tuple(flows))))
+
+    async def forget_marked(self, namespace: NamespaceName, mark: int) -> None:
+        """See the Protocol."""
+        await self._within(namespace, partial(connections.delete_marked, mark))
 
     async def packet_socket(
         self,
@@ -281,6 +289,14 @@ class LinuxKernel(Kernel):
         self._worker.close()
 
     # Running
+
+    async def _within(self, namespace: NamespaceName, function: Callable[[], Any]) -> Any:
+        try:
+            return await self._worker.run(str(namespaces.path_of(namespace)), function)
+        except FileNotFoundError as error:
+            raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
+        except OSError as error:
+            raise KernelError(f"conntrack of {namespace}: {error}", errno=error.errno or 0) from error
 
     async def _open(self, namespace: NamespaceName, make: Any) -> socket.socket:
         try:

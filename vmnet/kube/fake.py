@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from vmnet.kube import api
 from vmnet.kube.api import (
+    CERTIFICATE_REQUESTS,
     AlreadyExists,
     Conflict,
     EventType,
@@ -290,7 +291,7 @@ class FakeKube(Kube):
             else:
                 new.pop(key, None)
         new["resourceVersion"] = old["resourceVersion"]
-        if subresource == "status":
+        if subresource == "status" or (subresource == "approval" and resource == CERTIFICATE_REQUESTS):
             if resource in _WITHOUT_STATUS:
                 raise NotFound("404: the server could not find the requested resource")
             kept = {key: value for key, value in before.items() if key != "status"}

@@ -149,6 +149,8 @@ class NodeNetwork:
     routers: tuple[Node, ...] = ()
     """The other nodes whose routers this one reaches over ``rt0``."""
     homes: tuple[Home, ...] = ()
+    former: tuple[Node, ...] = ()
+    """Nodes where connections were begun, beside ``homes``: of machines that have come here over others."""
     bridge: InterfaceName | None = None
     """Localnet: the node's own bridge that carries the segment."""
     bridge_mtu: int = 0

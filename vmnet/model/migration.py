@@ -24,6 +24,28 @@ class Key(StrEnum):
     """KubeVirt's migration-target-ready-timestamp, or the VMI status."""
 
 
+class Way(StrEnum):
+    """How a machine's connections came along."""
+
+    NOBODY = "nobody"
+    """There was no other node's agent to ask: the machine began here, or its network leads nowhere."""
+    STREAMED = "streamed"
+    """The source's agent told them, before the guest came and right after."""
+    LATE = "late"
+    """It could be asked only after the guest had come."""
+    UNANSWERED = "unanswered"
+    """It was away: TCP lives on by what the kernel does alone, for a time even under policies; the rest begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What came along with a machine; ``seconds``: from the guest's first frame to the last entry."""
+
+    way: Way = Way.NOBODY
+    connections: int = 0
+    seconds: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CutOver:
     """What one agent saw of one cut-over. Times are seconds since the epoch, None where nothing was seen."""
@@ -41,3 +63,4 @@ class CutOver:
     announcements: int = 0
     source: str = ""
     """Node that the machine came from: its connections over the network's edge stay with that node's router."""
+    carried: Carried = Carried()

@@ -63,6 +63,9 @@ MIRRORED_SERVICE_LABEL: Final = "k8s.ovn.org/service-name"
 SOURCE_SLICE_ANNOTATION: Final = "k8s.ovn.org/source-endpointslice"
 SLICE_NETWORK_ANNOTATION: Final = "k8s.ovn.org/endpointslice-network"
 
+AGENT_SIGNER: Final = "vmnet.io/agent"
+"""``signerName`` of the requests for agents' certificates."""
+
 CNI_TYPE: Final = "vmnet"
 CNI_SOCKET: Final = "/run/vmnet/cni.sock"
 FIELD_MANAGER_CONTROLLER: Final = "vmnet-controller"

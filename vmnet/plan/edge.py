@@ -68,7 +68,7 @@ def tables(desired: NodeNetwork) -> tuple[Table, ...]:
 
 def routes(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
     """A rule and a route for every home. None is ever taken away: connections may still carry its mark."""
-    for node in sorted({home.node for home in desired.homes}, key=lambda node: node.name):
+    for node in sorted({*(home.node for home in desired.homes), *desired.former}, key=lambda node: node.name):
         if node.number is not None and mark(node.number) not in state.homes:
             gateways = tuple(item.ip for item in node.transit)
             yield ops.SetHomeRoute(desired.network.namespace, names.VXLAN_L3, mark(node.number), gateways)

@@ -232,8 +232,9 @@ class NetworkPolicies:
         for need in self._collections.keys() - needs:
             del self._collections[need]
         # In order, for the digest tells the order.
-        chains = {"moved": Chain(), **dict(sorted(chains.items())), "forward": _FORWARD}
-        judged = Table("inet", NAME, {**self._maps(verdicts), **self._sets(needs)}, chains, bridged=True)
+        chains = {"moved": _MOVED, **dict(sorted(chains.items())), "forward": _FORWARD}
+        sets = {**_ARRIVED, **self._maps(verdicts), **self._sets(needs)}
+        judged = Table("inet", NAME, sets, chains, bridged=True)
         secluded = {endpoint.port for endpoint, policies in ports if profiles[policies] is not None}
         return (judged, _multicast(secluded)) if secluded else (judged,)
 
@@ -377,11 +378,23 @@ class _Profile:
 
 _OPEN: Final = "return"
 """A rule that admits everything. To return is to go on: from egress to ingress, and from ingress out of the hook."""
+_ARRIVED: Final = {
+    f"arrived{version}": Elements(f"type {kind}; flags timeout; timeout 30s;", None) for version, _, kind in _FAMILIES
+}
+"""Machines that have come without their connections: the agent they left did not answer. For a short time only."""
+_MOVED: Final = Chain(
+    tuple(
+        # A connection's middle; nothing tells it from a probe that pretends to be one (an ACK scan).
+        f"ct state new tcp flags & (syn | rst) == 0x0 {word} {side} @arrived{version} accept"
+        for version, word, _ in _FAMILIES
+        for side in ("saddr", "daddr")
+    )
+)
 _FORWARD: Final = Chain(
     (
         "ct state established,related accept",
         f"icmpv6 type {{ {_UNBLOCKED} }} accept",
-        # For a moved machine's connections, which this node has never seen begin; nothing is in it yet.
+        # For a moved machine's connections, which this node has never seen begin.
         "jump moved",
         *(f"{word} saddr . {word} daddr @self{version} accept" for version, word, _ in _FAMILIES),
         *(f"{word} saddr vmap @out{version}" for version, word, _ in _FAMILIES),
@@ -532,3 +545,8 @@ def _key(pod: PodReference) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def arrived_script(addresses: Iterable[IPAddress]) -> str:
+    """Admit for a while, until conntrack knows them, connections that machines with these addresses are amid."""
+    return "".join(f"add element inet {NAME} arrived{item.version} {{ {item} }}\n" for item in addresses)

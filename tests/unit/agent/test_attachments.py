@@ -50,6 +50,13 @@ class Announcements:
         return
 
 
+class Arrivals:
+    """Connections that come along: their own test says what they do."""
+
+    def forget(self, *_: Any) -> None:
+        return
+
+
 class Node:
     """n1, with the real parts of the agent over a kernel and an API in memory."""
 
@@ -69,7 +76,9 @@ class Node:
             (self.defaults,),
             on_observed=self.defaults.observed,
         )
-        self.cut_overs = CutOvers(self.kernel, self.kube, api.cluster, self.networks, cast(Any, Announcements()))
+        self.cut_overs = CutOvers(
+            self.kernel, self.kube, api.cluster, self.networks, cast(Any, Announcements()), cast(Any, Arrivals())
+        )
         self.policies = PolicyTables(self.kube, api.informers, api.cluster, "n1", lambda network: None)
         self.handler = Attachments(
             self.kube,

@@ -34,6 +34,7 @@ from vmnet.kube.api import (
 from vmnet.kube.fake import FakeKube
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, PortState
+from vmnet.model.migration import Carried, Way
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role
 from vmnet.plan import firewall, ops
@@ -99,6 +100,25 @@ class Announcements:
         return Counter()
 
 
+class Arrivals:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def expect(self, network: Network, endpoint: Endpoint) -> None:
+        self.told.append(f"expect {endpoint.pod.name}")
+
+    def arrived(self, endpoint: Endpoint) -> None:
+        self.told.append(f"arrived {endpoint.pod.name}")
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self.told.append(f"forget {endpoint.pod.name}")
+
+    async def settled(self, endpoint: Endpoint, seconds: float) -> Carried:
+        return Carried(Way.STREAMED, 3, 0.25)
+
+
 class PacketEnd(socket.socket):
     """A datagram end that names the sender as a packet socket does: a frame from the guest's side."""
 
@@ -134,7 +154,10 @@ class World:
             on_machine=lambda machine: None,
         )
         self.networks = Networks(self.kernel, self.cluster, node, (), lambda endpoint: None)
-        self.cut_overs = CutOvers(self.kernel, self.kube, self.cluster, self.networks, cast(Announcer, self.says))
+        self.arrivals = Arrivals()
+        self.cut_overs = CutOvers(
+            self.kernel, self.kube, self.cluster, self.networks, cast(Announcer, self.says), cast(Any, self.arrivals)
+        )
         for number in (1, 2):
             address = [{"type": "InternalIP", "address": f"172.30.0.1{number}"}]
             self.stores[NODES].put({"metadata": {"name": f"n{number}"}, "status": {"addresses": address}})

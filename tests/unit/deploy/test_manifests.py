@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
-VERBS = {"get", "list", "watch", "create", "update", "patch", "delete"}
+VERBS = {"get", "list", "watch", "create", "update", "patch", "delete", "approve", "sign"}
 
 
 def documents(folder: Path = DEPLOY) -> list[dict[str, Any]]:

@@ -513,6 +513,14 @@ class ApiServer:
             found = self.pods.bind(pods, target.namespace, name, body, dry_run=options.dry_run)
             return self._answer(call, found, representation, 201)
 
+        if (
+            info.plural == "certificatesigningrequests"
+            and isinstance(body, dict)
+            and isinstance(body.get("spec"), dict)
+        ):
+            # Who asks is what the server knows, not what the request says.
+            body = {**body, "spec": {**body["spec"], **call.user.as_json()}}
+
         def write(how: WriteOptions) -> Object:
             return self.objects.create(info, target.namespace, body, how)
 
