@@ -10,6 +10,17 @@ from vmnet.kernel.api import Gone, Kernel
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.model import names
 from vmnet.model.addresses import IPNetwork, mac_for
+from vmnet.model.connection import (
+    ASSURED,
+    ESTABLISHED,
+    SEEN_REPLY,
+    TCP,
+    UDP,
+    Connection,
+    Flow,
+    Outcome,
+    TcpState,
+)
 from vmnet.model.endpoint import (
     Endpoint,
     Home,
@@ -150,6 +161,30 @@ async def _routers(kernel: Kernel, desired: NodeNetwork) -> None:
         assert state.routes == {}
         assert state.default_routes == {4, 6}
     await bring(desired)
+
+
+async def _connections(kernel: Kernel, namespace: NamespaceName) -> None:
+    """What is written can be read, gives way to what translates, and is forgotten."""
+    own = ip_address("192.168.0.11")
+    asked = Flow(TCP, own, 1000, ip_address("10.96.0.7"), 80)
+    answered = Flow(TCP, ip_address("192.168.0.12"), 8080, own, 1000)
+    served = Connection(asked, answered, SEEN_REPLY | ASSURED, 100, tcp=TcpState(ESTABLISHED))
+    plain = Connection(answered.reversed(), answered, SEEN_REPLY | ASSURED, 100, tcp=TcpState(ESTABLISHED))
+    away = Flow(UDP, own, 1000, ip_address("172.30.0.100"), 53)
+    marked = Connection(away, away.reversed(), SEEN_REPLY | ASSURED, 100, mark=edge.mark(3))
+
+    async def known() -> set[tuple[Flow, Flow, int]]:
+        return {(item.original, item.reply, item.mark) for item in await kernel.connections_of(namespace, [own])}
+
+    assert await kernel.put_connections(namespace, [plain, marked]) == (Outcome.PLACED, Outcome.PLACED)
+    assert await kernel.put_connections(namespace, [served, served]) == (Outcome.PLACED, Outcome.PLACED)
+    assert await known() == {(asked, answered, 0), (away, away.reversed(), edge.mark(3))}
+    assert await kernel.put_connections(namespace, [plain]) == (Outcome.KNOWN,)
+    assert await kernel.connections_of(namespace, [ip_address("192.168.0.13")]) == ()
+    await kernel.forget_marked(namespace, edge.mark(3))
+    assert await known() == {(asked, answered, 0)}
+    assert await kernel.forget_connections(namespace, [answered, away]) == 1
+    assert await known() == set()
 
 
 async def _layer3(kernel: Kernel) -> None:
@@ -301,6 +336,7 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
         assert state.homes == {edge.mark(THERE.number or 0)}
         assert planner.plan(homes, state) == ()
     assert planner.plan(desired, state) == (), "connections may still carry its mark"
+    await _connections(kernel, namespace)
 
     await _layer3(kernel)
     await _switched(kernel, make_pod)

@@ -198,14 +198,13 @@ class Arrivals:
                 return
             started = asyncio.get_running_loop().time()
             late = coming.over.is_set()
-            await self._place(coming, coming.waiting.values())
-            coming.waiting.clear()
+            await self._place_waiting(coming)
             await link.send(Arrived())
-            try:
-                async with asyncio.timeout(FINISH_SECONDS):
-                    await told
-            except TimeoutError as error:
-                raise Away(f"agent of {link.node} does not finish") from error
+            await asyncio.wait((told,), timeout=FINISH_SECONDS)
+            if not told.done():
+                late = True
+                await self._admit(coming)
+            await told
             coming.seconds = asyncio.get_running_loop().time() - started
             coming.way = Way.LATE if late else Way.STREAMED
             labels = (coming.machine.namespace, coming.machine.name, self._networks.node_name, coming.network.name)
@@ -236,18 +235,18 @@ class Arrivals:
         wanted = [item for item in found if item is not None]
         if len(coming.placed) + len(coming.waiting) + len(wanted) > 2 * carried.CONNECTIONS_LIMIT:
             raise Away(f"too many connections of {coming.machine}")
-        await self._networks.reach_homes(coming.network, {item.mark for item in wanted if item.mark})
         services = {item.original: item for item in carried.services(wanted)}
         changed = not services.keys() <= coming.services.keys()
         coming.services |= services
-        await self._hold(coming, changed)
-        if coming.arrived.is_set():
-            await self._place(coming, wanted)
-            return
         here = self._here(coming.network)
-        later = {item.original: item for item in wanted if item.translated and item.reply.source in here}
+        later = {key: item for key, item in services.items() if item.reply.source in here}
+        # First what is quick, for the guest may come at any moment.
         coming.waiting |= later
         await self._place(coming, [item for item in wanted if item.original not in later])
+        if coming.arrived.is_set():
+            await self._place_waiting(coming)
+        await self._hold(coming, changed)
+        await self._networks.reach_homes(coming.network, {item.mark for item in wanted if item.mark})
 
     def _here(self, network: Network) -> frozenset[IPAddress]:
         """Addresses of this node's own endpoints."""
@@ -260,6 +259,12 @@ class Arrivals:
             coming.held_at = now
             services = tuple(coming.services.values())
             await self._holds.hold(coming.network, coming.endpoint.port, services, coming.segment.addresses)
+
+    async def _place_waiting(self, coming: _Coming) -> None:
+        """The guest is here: now this node translates what its own backends answer."""
+        waiting = tuple(coming.waiting.values())
+        coming.waiting.clear()
+        await self._place(coming, waiting)
 
     async def _place(self, coming: _Coming, entries: Iterable[Connection]) -> None:
         wanted = tuple(entries)
@@ -331,11 +336,11 @@ class Departures:
                 found, now = await self._look(network, segment, home), loop.time()
                 fresh = [item for item in found if _changed(known.get(item.original), item, now)]
                 known |= {item.original: (item, now) for item in fresh}
+                await link.send(Told(tuple(fresh)))
                 services = carried.services(found)
                 if services and (carried.services(fresh) or now - held_at > _HOLD_AGAIN):
                     held_at = now
                     await self._holds.hold(network, link, services)
-                await link.send(Told(tuple(fresh)))
                 await asyncio.wait((reading,), timeout=LOOK_SECONDS)
             if not isinstance(await reading, Arrived):
                 raise Away(f"agent of {link.node} says what it should not")

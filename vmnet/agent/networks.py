@@ -263,6 +263,7 @@ class Networks:
                 await self.prepare_node()  # the node listens for its VNIs no longer
             else:
                 await self._render(desired, None if created else observed)
+                await self._orphaned(network, observed)
                 await self._follow(desired)
             await self.bring_node_tables()
             for port in gone:
@@ -414,10 +415,21 @@ class Networks:
 
     async def reach_homes(self, network: Network, marks: Iterable[int]) -> None:
         """See to it that connections with these marks find the way to their nodes. Raises KernelError, NotReady."""
-        known = self._told_homes.get(network.name, frozenset())
-        if not known >= set(marks):
-            self._told_homes[network.name] = known | frozenset(marks)
-            await self.render(network.name)
+        desired, wanted = self._desires.get(network.name), frozenset(marks)
+        nodes = {*(home.node for home in desired.homes), *desired.former} if desired is not None else set()
+        told = self._told_homes.get(network.name, frozenset())
+        missing = wanted - told - {edge.mark(node.number) for node in nodes if node.number is not None}
+        if not missing:
+            return
+        # Before anything waits: whoever looks at the network from now on wants it so.
+        self._told_homes[network.name] = told | missing
+        known = [
+            node for node in self._cluster.nodes() if node.number is not None and edge.mark(node.number) in missing
+        ]
+        if desired is not None:
+            await self._kernel.apply(network_plan.reach(desired, known))
+        # What that does not do can wait, and a whole look takes longer than the guest may need to come.
+        self._on_attached(network.name)
 
     async def close_moved(self, network: Network, endpoint: Endpoint) -> None:
         """The machine runs on another node: close its port here and send its frames there. Raises KernelError."""
@@ -551,6 +563,18 @@ class Networks:
             bridge=bridge[0] if bridge else None,
             bridge_mtu=bridge[1] if bridge else 0,
         )
+
+    async def _orphaned(self, network: Network, observed: NetworkState | None) -> None:
+        """Forget connections whose home is a node that is no more: they cannot go on, and its number may come again.
+
+        What their machines send then begins here: datagrams go on from another port, TCP is reset by who does not know
+        it. A node that is there but does not answer keeps its connections: it may come back.
+        """
+        nodes = self._cluster.nodes()
+        if observed is None or any(node.number is None for node in nodes):
+            return
+        for mark in observed.homes - {edge.mark(node.number) for node in nodes if node.number is not None}:
+            await self._kernel.forget_marked(network.namespace, mark)
 
     def _former(self, network: Network, observed: NetworkState) -> set[Node]:
         """Nodes whose marks connections here may carry: by what other agents told, or by the rules that are there."""

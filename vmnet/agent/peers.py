@@ -18,7 +18,7 @@ from vmnet.wire.handover import Message
 log = logging.getLogger(__name__)
 
 PORT: Final = 9466
-CONNECT_SECONDS: Final = 2.0
+CONNECT_SECONDS: Final = 3.0
 WRITE_SECONDS: Final = 5.0
 INCOMING_LIMIT: Final = 64
 _LOOK_SECONDS: Final = 0.2

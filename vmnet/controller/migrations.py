@@ -213,7 +213,9 @@ class MigrationReconciler:
         if succeeded:
             blackout = wanted["blackoutSeconds"]
             pause = f", blackout {blackout * 1000:.1f} ms" if blackout is not None else ""
-            message = f"moved from {migration.source_node} to {migration.target_node} with {held}{pause}"
+            message = (
+                f"moved from {migration.source_node} to {migration.target_node} with {held}{pause}{_along(wanted)}"
+            )
             await self._events.event(vmi, "NetworkMigrated", message)
         else:
             why = f" ({migration.reason})" if migration.reason else ""
@@ -257,6 +259,14 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
             },
         },
     }
+
+
+def _along(wanted: Mapping[str, Any]) -> str:
+    """What an event says of the connections that conntrack had to know; nothing where there were none to ask for."""
+    found = (wanted.get("cutOver") or {}).get("connections") or {}
+    if found.get("way") in (Way.STREAMED, Way.LATE):
+        return f", {found['carried']} connections came along" + (" late" if found["way"] == Way.LATE else "")
+    return ", connections were not told: the other agent was away" if found.get("way") == Way.UNANSWERED else ""
 
 
 def recorded(vmi: Object) -> Mapping[str, Any]:

@@ -8,8 +8,8 @@ Seen from the machine every connection is one of three kinds:
   the machine sees it and carries the home's mark, which leads to that node's router (``plan.edge``);
 - what the machine asks of a Service is translated on the machine's own node, and the translation goes along.
 
-Of the last, packets may come on either node before its entry is in place; they are held (``hold_script``) rather than taken
-for something new, and a backend's words that nobody has translated do not reach the guest.
+Of the last, packets may come on either node before its entry is in place; they are held (``hold_script``) rather than
+taken for something new, and a backend's words that nobody has translated do not reach the guest.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -1,14 +1,14 @@
 """One network on one node: from desired and observed state to operations."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Interface, ip_interface
 from types import MappingProxyType
 from typing import Final
 
 from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
-from vmnet.model.endpoint import Endpoint, LocalPort, NodeNetwork, PortState, RemoteEndpoint
+from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import GATEWAY_LINK_LOCAL, Network, Role
 from vmnet.plan import edge, firewall, ops
@@ -217,6 +217,16 @@ def remove(network_id: NetworkId) -> tuple[Op, ...]:
         ops.DeleteLink(namespace, names.VXLAN_L3),
         ops.DeleteNamespace(namespace),
     )
+
+
+def reach(desired: NodeNetwork, homes: Collection[Node]) -> tuple[Op, ...]:
+    """The way to nodes where connections that come here have their home; fine where it is there already."""
+    namespace = desired.network.namespace
+    found: list[Op] = []
+    for node in homes:
+        found.append(ops.SetTunnel(namespace, names.VXLAN_L3, node.router_mac, node.address))
+        found += (ops.SetNeighbour(namespace, names.VXLAN_L3, item.ip, node.router_mac) for item in node.transit)
+    return (*found, *edge.routes(replace(desired, homes=(), former=tuple(homes)), NetworkState(namespace)))
 
 
 def repoint_local(namespace: NamespaceName, endpoint: Endpoint) -> tuple[Op, ...]:

@@ -269,6 +269,19 @@ async def test_the_frame_is_made_permanent_and_announced_once(target: World) -> 
     assert target.says.said == ["target"], "the second key finds the door open"
 
 
+async def test_connections_are_asked_for_from_the_staging_on_and_told_when_the_guest_is_here(target: World) -> None:
+    endpoint = target.endpoint("target")
+    assert target.arrivals.told == ["expect target"]
+    await target.gate_does(firewall.open_script(endpoint.port))
+    target.kernel.peers[-1][1].send(RARP)
+    async with asyncio.timeout(10):
+        while not target.says.said:
+            await asyncio.sleep(0)
+    assert set(target.arrivals.told[1:]) == {"arrived target"}
+    target.cut_overs.forget(endpoint)
+    assert target.arrivals.told[-1] == "forget target"
+
+
 async def test_a_target_opened_by_its_frame_stays_open_while_the_api_is_behind(target: World) -> None:
     endpoint = target.endpoint("target")
     await target.gate_does(firewall.open_script(endpoint.port))

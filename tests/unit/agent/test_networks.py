@@ -26,6 +26,7 @@ from vmnet.kube.api import (
     object_key,
 )
 from vmnet.model import addresses, names
+from vmnet.model.connection import UDP, Connection, Flow
 from vmnet.model.endpoint import Endpoint, NodeNetwork, PortState
 from vmnet.model.names import InterfaceName, NetworkId
 from vmnet.model.network import Network, Role, Topology
@@ -325,6 +326,56 @@ async def test_a_network_stays_while_connections_of_a_machine_that_moved_away_li
     world.kernel.established = frozenset({addresses.address("192.168.0.99")})
     await world.networks.render(NETWORK.name)
     assert NETWORK.namespace not in world.kernel.networks
+
+
+def entry(port: int, mark: int) -> Connection:
+    away = Flow(UDP, addresses.address("192.168.0.5"), port, addresses.address("172.30.0.100"), 53)
+    return Connection(away, away.reversed(), 6, 100, mark)
+
+
+async def persistent(world: World) -> Network:
+    """The network keeps addresses, and has a pod here."""
+    for number in (1, 2, 3):
+        world.numbered(number)
+    found = replace(NETWORK, persistent=True)
+    held = world.stores[NADS].held["blue/net"]
+    world.stores[NADS].put({**held, "spec": {"config": found.to_nad_config(NAD)}})
+    await world.attach(world.pod(6))
+    return found
+
+
+async def test_connections_find_the_way_to_a_home_that_another_agent_told_of(world: World) -> None:
+    network = await persistent(world)
+    mark = names.HOME_MARK | 3
+    looks = world.kernel.looks
+    for _ in range(2):
+        await world.networks.reach_homes(network, [mark, names.HOME_MARK | 9])
+        assert world.kernel.networks[network.namespace].homes == {mark}
+        assert vteps(world) == {"172.30.0.13"}
+    assert world.kernel.looks == looks, "a guest may come at any moment"
+    assert world.joined == [network.name], "a look at all the rest follows, once"
+    await world.networks.render(network.name)
+    assert world.kernel.networks[network.namespace].floods == {addresses.address("172.30.0.13")}
+    # An agent that starts learns it from the rules that are there.
+    world.networks._told_homes.clear()
+    await world.networks.render(network.name)
+    assert vteps(world) == {"172.30.0.13"}
+
+
+async def test_connections_end_with_the_node_that_was_their_home(world: World) -> None:
+    network = await persistent(world)
+    marks = [names.HOME_MARK | 2, names.HOME_MARK | 3]
+    await world.networks.reach_homes(network, marks)
+    await world.networks.render(network.name)
+    entries = [entry(port, mark) for port, mark in enumerate((*marks, 0), 1)]
+    await world.kernel.put_connections(network.namespace, entries)
+    world.stores[NODES].drop("n3")
+    world.node(2)
+    await world.networks.render(network.name)
+    assert set(world.kernel.conntrack[network.namespace].values()) == set(entries), "whose number is not known yet?"
+    world.numbered(2)
+    await world.networks.render(network.name)
+    assert {item.mark for item in world.kernel.conntrack[network.namespace].values()} == {marks[0], 0}
 
 
 class Exposed(Members):

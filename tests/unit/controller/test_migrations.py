@@ -221,6 +221,7 @@ SEEN = {
     "annotation_at": None,
     "first_frame_at": 1795426800.2503,
     "announcements": 9,
+    "carried": {"way": "streamed", "connections": 12, "seconds": 0.004},
 }
 
 
@@ -241,6 +242,7 @@ async def test_the_record_says_what_moved(migrated: Any) -> None:
     assert found["to"] == {"node": "n2", "pod": "target"}
     assert found["blackoutSeconds"] == pytest.approx(0.0003)
     assert (found["cutOver"]["key"], found["cutOver"]["announcements"]) == ("frame", 9)
+    assert found["cutOver"]["connections"] == {"way": "streamed", "carried": 12, "handOverSeconds": 0.004}
     assert migrated.claim("blue", "blue.happy")["status"]["ownerPod"] == {"name": "target"}
 
 

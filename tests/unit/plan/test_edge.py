@@ -53,6 +53,14 @@ def test_every_home_has_one_way_and_keeps_it() -> None:
     assert list(edge.routes(replace(DESIRED, homes=()), replace(state, homes=frozenset({0x1000001})))) == []
 
 
+def test_an_earlier_home_has_one_too() -> None:
+    state = NetworkState(NETWORK.namespace, homes=frozenset({0x1000001}))
+    (route,) = edge.routes(replace(DESIRED, former=(replace(N2, number=3), N1)), state)
+    assert route == ops.SetHomeRoute(
+        NETWORK.namespace, "rt0", 0x1000003, (ip_address("100.88.0.3"), ip_address("fd97::3"))
+    )
+
+
 def test_a_node_without_a_number_is_nobody_s_home() -> None:
     nameless = replace(DESIRED, homes=(Home(ip_address("192.168.0.5"), replace(N1, number=None)),))
     assert edge.tables(nameless)[0].sets["home4"].elements == {}
