@@ -20,7 +20,7 @@ OUTSIDE: Final = {4: "172.30.0.100", 6: "fd00:30::100"}
 PORTS: Final = {"datagrams": (7007, "UDP"), "sink": (7008, "TCP"), "source": (7009, "TCP")}
 SECONDS: Final = "450"
 STALL_MS: Final = 10000
-"""TCP that was left alone would stand still for ever, or be reset; on a busy machine what is held is sent again late."""
+"""What is left alone stands still for ever, or is reset; on a busy machine what was held is sent again late."""
 RATE: Final = "8192"
 WITNESS: Final = 7107
 """Where the outside host writes down who sends it datagrams, and sends them back."""
