@@ -178,6 +178,7 @@ def details(vmi: Object) -> str:
         "annotation after opening": _after(cut_over, "annotationAt"),
         "blackout": _milliseconds(found.get("blackoutSeconds")),
         "announcements": cut_over.get("announcements", "-"),
+        "connections": _connections(_part(cut_over, "connections")),
     }
     known = lines.keys() | {"machine", "aborted", "uid", "blackoutSeconds", "cutOver", "mac", "reason"}
     lines |= {key: json.dumps(value) for key, value in found.items() if key not in known}
@@ -193,6 +194,14 @@ def _part(found: Record, name: str) -> Record:
 def _place(found: Record, name: str) -> str:
     place = _part(found, name)
     return f"{place.get('node', '-')} (pod {place.get('pod', '-')})"
+
+
+def _connections(found: Record) -> str:
+    """What conntrack had to be told of (docs/migration.md)."""
+    if found.get("way") in (None, "nobody"):
+        return "-"
+    text = f"{found.get('carried', 0)} ({found['way']})"
+    return f"{text} in {_milliseconds(found['handOverSeconds'])}" if found.get("handOverSeconds") is not None else text
 
 
 def _milliseconds(value: Any) -> str:

@@ -24,6 +24,7 @@ RECORD: dict[str, Any] = {
     "blackoutSeconds": 0.00123,
     "cutOver": {"key": "frame", "openedAt": 10.0, "annotationAt": 10.25, "announcements": 12},
 }
+ALONG = {"way": "streamed", "carried": 28, "handOverSeconds": 0.0123}
 
 
 async def machine(kube: FakeKube, name: str, record: dict[str, Any] | None) -> None:
@@ -105,3 +106,21 @@ async def test_watching_tells_of_what_ends_from_now_on(kube: FakeKube, capsys: p
     told = [line["uid"] for line in lines]
     assert "m1" not in told, "what had ended before is not news"
     assert told == sorted(set(told), key=lambda uid: int(uid[1:]))
+
+
+@pytest.mark.parametrize(
+    ("along", "line"),
+    [
+        (ALONG, "28 (streamed) in 12.3 ms"),
+        (ALONG | {"way": "unanswered", "carried": 3, "handOverSeconds": None}, "3 (unanswered)"),
+        (ALONG | {"way": "nobody"}, "-"),
+        (None, "-"),
+    ],
+)
+async def test_what_came_along_is_told(
+    kube: FakeKube, capsys: pytest.CaptureFixture[str], along: dict[str, Any] | None, line: str
+) -> None:
+    await machine(kube, "other", RECORD | {"cutOver": RECORD["cutOver"] | {"connections": along}})
+    assert await migration.show(kube, "blue", "other", as_json=False) == 0
+    found = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert found["connections"].strip() == line

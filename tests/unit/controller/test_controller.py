@@ -6,7 +6,18 @@ from typing import Any
 import yaml
 
 from vmnet.controller.endpoint_slices import is_mirror
-from vmnet.kube.api import CUDNS, ENDPOINT_SLICES, NADS, PODS, UDNS, VMIS, VMS, Resource, WatchEvent
+from vmnet.kube.api import (
+    CERTIFICATE_REQUESTS,
+    CUDNS,
+    ENDPOINT_SLICES,
+    NADS,
+    PODS,
+    UDNS,
+    VMIS,
+    VMS,
+    Resource,
+    WatchEvent,
+)
 from vmnet.model import names
 
 RBAC = Path(__file__).parents[3] / "deploy" / "controller" / "rbac.yaml"
@@ -174,4 +185,8 @@ async def test_the_role_allows_what_the_controller_does_and_no_more(world: Any) 
     # An event is patched when it happens again.
     # The webhook's keeper (tests/unit/controller/test_webhook.py) has no part in this.
     hooks = {("patch", "mutatingwebhookconfigurations"), ("patch", "validatingwebhookconfigurations")}
-    assert granted - used == {("patch", "events"), *hooks} - used
+    # Nor have the agents' certificates (tests/unit/controller/test_agent_certificates.py).
+    requests = CERTIFICATE_REQUESTS.plural
+    certificates = {("list", requests), ("watch", requests), ("approve", "signers"), ("sign", "signers")}
+    certificates |= {("patch", f"{requests}/{part}") for part in ("approval", "status")}
+    assert granted - used == ({("patch", "events")} | hooks | certificates) - used
