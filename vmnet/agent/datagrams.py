@@ -28,20 +28,34 @@ class Datagrams:
         self._kernel = kernel
         self._backends = backends
         self._known: dict[NetworkId, Backends] = {}
+        self._spared: set[NetworkId] = set()
+        """Networks where a machine's entries were left: it may be between two pods, or on its way out."""
 
     async def follow(
         self, network: Network, mtu: int, local: Iterable[Endpoint], everywhere: Iterable[Endpoint]
     ) -> None:
-        """Delete the entries that lead to who may not answer any more. Raises KernelError."""
+        """Delete the entries that lead to who may not answer any more. Raises KernelError.
+
+        A machine that migrates is for a moment no endpoint of its Services, and afterwards is not on the node that its
+        flows came in by (policy Local): they go on for as long as it has its address.
+        """
         wanted, before = self._backends(network.name), self._known.get(network.id)
         if before is None:
             look = bool(wanted)
         else:
-            look = any(answering - wanted.get(asked, frozenset()) for asked, answering in before.items())
+            look = network.id in self._spared or any(
+                answering - wanted.get(asked, frozenset()) for asked, answering in before.items()
+            )
         if look:
             namespace = names.network_namespace(network.id)
             former = before.keys() - wanted.keys() if before is not None else frozenset[Place]()
             found = stale(await self._kernel.datagrams(namespace), wanted, former)
+            machines = {
+                item.ip for endpoint in everywhere if endpoint.machine is not None for item in endpoint.addresses
+            }
+            spared = {entry for entry in found if entry.backend in machines and (entry.asked, entry.port) not in former}
+            (self._spared.add if spared else self._spared.discard)(network.id)
+            found -= spared
             if found:
                 count = await self._kernel.forget_datagrams(namespace, found)
                 log.info("network %s: %d flows of datagrams have lost their backend", network.name, count)
@@ -50,3 +64,4 @@ class Datagrams:
     async def leave(self, network_id: NetworkId) -> None:
         """Its conntrack goes with its namespace."""
         self._known.pop(network_id, None)
+        self._spared.discard(network_id)

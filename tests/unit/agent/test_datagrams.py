@@ -1,12 +1,13 @@
 """When entries are looked for and which go, on a kernel in memory."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from vmnet.agent.datagrams import Backends, Datagrams
 from vmnet.kernel.fake import FakeKernel
-from vmnet.model.names import NamespaceName, NetworkId
+from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
+from vmnet.model.names import MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import Network
 from vmnet.plan import state
 from vmnet.plan.services import Place
@@ -43,12 +44,13 @@ class World:
             entry(asked, backend) for asked in (WEB, OTHER, DNS) for backend in (A, B)
         }
         self.backends: Backends = {}
+        self.machines: tuple[Endpoint, ...] = ()
         self.datagrams = Datagrams(self.kernel, lambda network: self.backends)
 
     async def follow(self, **backends: frozenset[Place]) -> set[state.Datagrams]:
         """Who answers for WEB and OTHER; the entries that stay."""
         self.backends = {{"web": WEB, "other": OTHER}[name]: found for name, found in backends.items()}
-        await self.datagrams.follow(NETWORK, 1450, (), ())
+        await self.datagrams.follow(NETWORK, 1450, (), self.machines)
         return self.held
 
 
@@ -76,6 +78,22 @@ async def test_a_backend_or_a_service_that_goes_takes_its_entries_along(world: W
     assert world.held == {entry(WEB, B), entry(DNS, A), entry(DNS, B)}
     await world.follow(web=frozenset())
     assert world.held == {entry(DNS, A), entry(DNS, B)}
+
+
+async def test_a_machine_keeps_its_flows_for_as_long_as_it_has_its_address(world: World) -> None:
+    """While it migrates it is for a moment no endpoint, and then it is one of another node."""
+    pod = PodReference("ns", "launcher", "uid")
+    machine = MachineReference("ns", "vm")
+    world.machines = (
+        Endpoint(pod, "n", "n2", MacAddress("0a:58:c0:a8:00:05"), (ip_interface("192.168.0.5/16"),), machine=machine),
+    )
+    await world.follow(web=frozenset({A, B}))
+    await world.follow(web=frozenset())
+    assert entry(WEB, A) in world.held
+    assert entry(WEB, B) not in world.held
+    world.machines = ()
+    await world.follow(web=frozenset())
+    assert entry(WEB, A) not in world.held, "it is gone, and nothing else has changed"
 
 
 async def test_a_network_that_left_and_came_back_is_looked_at(world: World) -> None:
