@@ -19,7 +19,7 @@ NODES: Final = ("n1", "n2", "n3")
 OUTSIDE: Final = {4: "172.30.0.100", 6: "fd00:30::100"}
 PORTS: Final = {"datagrams": (7007, "UDP"), "sink": (7008, "TCP"), "source": (7009, "TCP")}
 SECONDS: Final = "450"
-STALL_MS: Final = 10000
+STALL_MS: Final = 30000
 """What is left alone stands still for ever, or is reset; on a busy machine what was held is sent again late."""
 RATE: Final = "8192"
 WITNESS: Final = 7107

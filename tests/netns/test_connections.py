@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -15,6 +16,7 @@ from vmnet.kernel.api import Gone
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.model.connection import ASSURED, SEEN_REPLY, TCP, UDP, Connection, Flow, Outcome, TcpState
 from vmnet.model.names import NamespaceName
+from vmnet.plan import carried, ops
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -188,3 +190,40 @@ async def test_a_packet_that_makes_its_own_entry_meanwhile_does_not_win(place: A
             return outcomes
 
     assert set(await inside(kernel, name, race)) == {Outcome.PLACED}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_what_is_held_passes_once_its_entry_is_there(place: Any, version: int) -> None:
+    """Neither question nor answer is taken for something new; nothing else is held, and a release holds nothing."""
+    kernel, name = place
+    wanted = served(version)
+    script = carried.hold_script([wanted], [ip_address(OWN[version])])
+    for _ in range(2):
+        await kernel.apply([ops.LoadFirewall(name, script)])
+
+    def passes(source: str, destination: str, ports: tuple[int, int]) -> bool:
+        with datagram(source, ports[0]) as sender, datagram(destination, ports[1]) as receiver:
+            receiver.settimeout(0.2)
+            sender.sendto(b"words", (destination, ports[1]))
+            try:
+                return receiver.recv(100) == b"words"
+            except TimeoutError:
+                return False
+
+    back = partial(passes, BACKEND[version], OWN[version], (8080, 1000))
+    forth = partial(passes, OWN[version], BACKEND[version], (1000, 8080))
+    other = partial(passes, OWN[version], BACKEND[version], (1001, 8080))
+
+    async def anew(way: Any) -> bool:
+        # On a loopback a packet's entry is made before the packet is judged.
+        await kernel.forget_connections(name, [wanted.reply])
+        return bool(await inside(kernel, name, way))
+
+    assert [await anew(way) for way in (back, forth, other)] == [False, False, True]
+    # As the backend's own node keeps it.
+    await kernel.forget_connections(name, [wanted.reply])
+    assert await kernel.put_connections(name, [carried.handed_over(wanted)]) == (Outcome.PLACED,)
+    assert [await inside(kernel, name, way) for way in (back, forth)] == [True, True]
+    assert not await anew(forth)
+    await kernel.apply([ops.LoadFirewall(name, carried.release_script())] * 2)
+    assert await anew(forth)

@@ -57,6 +57,10 @@ class _Coming:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     placed: dict[Flow, Connection] = field(default_factory=dict)
+    living: set[Flow] | None = None
+    """What the source has told since it knows that the guest is here."""
+    exchanges: int = 0
+    """How often a source was told so: the second time it does not tell of what it gave up the first."""
     waiting: dict[Flow, Connection] = field(default_factory=dict)
     """To be written only when the guest is here: until then this node sees them as the backend does."""
     services: dict[Flow, Connection] = field(default_factory=dict)
@@ -198,13 +202,17 @@ class Arrivals:
                 return
             started = asyncio.get_running_loop().time()
             late = coming.over.is_set()
-            await self._place_waiting(coming)
+            # The other agent's part takes longer.
+            coming.living = set()
+            coming.exchanges += 1
             await link.send(Arrived())
+            await self._place_waiting(coming)
             await asyncio.wait((told,), timeout=FINISH_SECONDS)
             if not told.done():
                 late = True
                 await self._admit(coming)
             await told
+            await self._forget_ended(coming)
             coming.seconds = asyncio.get_running_loop().time() - started
             coming.way = Way.LATE if late else Way.STREAMED
             labels = (coming.machine.namespace, coming.machine.name, self._networks.node_name, coming.network.name)
@@ -233,6 +241,8 @@ class Arrivals:
         except ValueError as error:
             raise Away(f"connections of {coming.machine}: {error}") from error
         wanted = [item for item in found if item is not None]
+        if coming.living is not None:
+            coming.living |= {item.original for item in wanted}
         if len(coming.placed) + len(coming.waiting) + len(wanted) > 2 * carried.CONNECTIONS_LIMIT:
             raise Away(f"too many connections of {coming.machine}")
         services = {item.original: item for item in carried.services(wanted)}
@@ -259,6 +269,16 @@ class Arrivals:
             coming.held_at = now
             services = tuple(coming.services.values())
             await self._holds.hold(coming.network, coming.endpoint.port, services, coming.segment.addresses)
+
+    async def _forget_ended(self, coming: _Coming) -> None:
+        """What has ended on the source while it was told would be remembered here for days."""
+        if coming.living is None or coming.exchanges > 1:
+            return
+        ended = [key for key in coming.placed if key not in coming.living]
+        for key in ended:
+            del coming.placed[key]
+        if ended:
+            await self._kernel.forget_connections(coming.network.namespace, ended)
 
     async def _place_waiting(self, coming: _Coming) -> None:
         """The guest is here: now this node translates what its own backends answer."""
@@ -335,6 +355,8 @@ class Departures:
             while not reading.done():
                 found, now = await self._look(network, segment, home), loop.time()
                 fresh = [item for item in found if _changed(known.get(item.original), item, now)]
+                present = {item.original for item in found}
+                known = {key: value for key, value in known.items() if key in present}
                 known |= {item.original: (item, now) for item in fresh}
                 await link.send(Told(tuple(fresh)))
                 services = carried.services(found)
@@ -347,21 +369,29 @@ class Departures:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+        # What is held on both nodes until then comes first; then whatever has come since the last look.
+        told = carried.services(item for item, _ in known.values())
+        await self._give_up(network, told)
         found = await self._look(network, segment, home)
         services = carried.services(found)
-        await self._kernel.forget_connections(network.namespace, [item.original for item in services])
+        # All that there is, whether it was told before or not: what is not among it has ended.
+        await link.send(Told((*told, *found)))
+        await self._give_up(network, services)
+        gone = {item.original for item in (*told, *services)}
+        await link.send(Done(len(gone)))
+        log.info("%d connections have gone to %s, %d with their translation", len(known), link.node, len(gone))
+
+    async def _give_up(self, network: Network, services: Sequence[Connection]) -> None:
+        """From now on another node translates these; a backend that is here speaks with the machine itself."""
         here = {
             item.ip
             for endpoint in self._cluster.endpoints(network.name)
             if endpoint.node == self._networks.node_name
             for item in endpoint.addresses
         }
+        await self._kernel.forget_connections(network.namespace, [item.original for item in services])
         kept = [carried.handed_over(item) for item in services if item.reply.source in here]
         await self._kernel.put_connections(network.namespace, kept)
-        # All of it, with the time that each has left.
-        await link.send(Told(found))
-        await link.send(Done(len(services)))
-        log.info("%d connections have gone to %s, %d with their translation", len(found), link.node, len(services))
 
     async def _look(self, network: Network, segment: Segment, home: int) -> tuple[Connection, ...]:
         addresses = tuple(sorted(segment.addresses, key=str))
