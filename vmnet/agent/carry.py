@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.5
 """Between two looks at a moving machine's connections."""
-SILENCE_SECONDS: Final = 5.0
+SILENCE_SECONDS: Final = 15.0
 """A source that tells nothing for so long, not even that, is away."""
 FINISH_SECONDS: Final = 2.0
 """For the exchange after the guest's first frame."""
