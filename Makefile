@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
-            unbound nsd bind9-host musl-tools
+            bind9-host musl-tools
 
 .PHONY: demo workshop test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
 demo: install            ; $(BIN)/vmnet lab demo
@@ -20,7 +20,7 @@ lab: install             ; { $(BIN)/pytest tests/lab --ignore $(WORKSHOP) || $(A
 bench-datapath: install  ; $(BIN)/python -m vmnet.lab.bench.datapath
 bench-migration: install ; $(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]' && $(BIN)/python -m vmnet.lab.bench.migration
 bench-ipam: install      ; $(BIN)/python -m vmnet.lab.bench.ipam
-bench-dns: install       ; $(BIN)/python -m vmnet.lab.bench.dns
+bench-dns: install build/.servers ; $(BIN)/python -m vmnet.lab.bench.dns
 # Ten million inputs; the tests try some thousands.
 fuzz-dns: install        ; $(BIN)/python -m vmnet.lab.bench.dns_fuzz
 soak: install            ; VMNET_SOAK_STEPS=1000000 $(BIN)/pytest tests/unit/controller/test_ledger.py -n 2 -k million
@@ -34,6 +34,14 @@ build/.packages: Makefile
 	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '$$1 == "ii" {print $$2}' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
 	if [ -n "$$missing" ]; then echo "==> Debian packages:" $$missing; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >build/apt.log 2>&1 || { tail -20 build/apt.log >&2; exit 1; }; fi
+	@touch $@
+
+# Name servers to compare with. Their services must not start: somebody may listen on port 53, or nobody should.
+build/.servers:
+	@mkdir -p build
+	@[ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; made=1; }; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends unbound nsd >build/apt-servers.log 2>&1; done=$$?; \
+	[ -z "$$made" ] || rm /usr/sbin/policy-rc.d; [ $$done = 0 ] || { tail -20 build/apt-servers.log >&2; exit 1; }
 	@touch $@
 
 build/.venv: pyproject.toml build/.packages

@@ -64,6 +64,8 @@ class Settings:
     """Servers by domain. Where the root has none, the cluster's own DNS is asked."""
     dns_socket: Path = SOCKET
     log_queries: bool = False
+    dns_ttl: int = 30
+    """Seconds, of machines' and pods' names."""
     cni_socket: Path = Path("/run/vmnet/cni.sock")
     cni_deleted: Path = Path(DELETED_DIRECTORY)
     multus: Mode = Mode.AUTO
@@ -119,6 +121,7 @@ class Agent:
             upstreams=self._dns_routes,
             interface=self._interface_name,
             domain=settings.cluster_domain,
+            ttl=settings.dns_ttl,
             log_queries=settings.log_queries,
         )
         self._queries = NameQueries(settings.dns_socket, self._responders)

@@ -23,7 +23,7 @@ from vmnet.model.service import Service
 from vmnet_dns.forward import Forwarder, Routes
 from vmnet_dns.server import Explanation, Server
 from vmnet_dns.tally import Tally
-from vmnet_dns.zone import Record, View, Zone, address_records, denied_zones, pointer_records, text_record
+from vmnet_dns.zone import TTL, Record, View, Zone, address_records, denied_zones, pointer_records, text_record
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,13 @@ class Responders:
         interface: Callable[[MachineReference], str | None] = _unnamed,
         domain: str = "cluster.local",
         port: int = DNS_PORT,
+        ttl: int = TTL,
         log_queries: bool = False,
     ) -> None:
         """``upstreams``: recursive servers, reached from the network's namespace through its join veth.
 
-        ``interface``: the name that a machine's own specification gives to its interface on the pod's network.
+        ``interface``: the name that a machine's own specification gives to its interface on the pod's network. ``ttl``:
+        seconds, of machines' and pods' names.
         """
         self._kernel = kernel
         self._upstreams = upstreams
@@ -87,6 +89,7 @@ class Responders:
         self._domain = domain
         self._port = port
         self._log_queries = log_queries
+        self._ttl = ttl
         self._running: dict[NetworkId, _Running] = {}
         self._locks: dict[NetworkId, asyncio.Lock] = {}
         self._subnets: frozenset[IPNetwork] = frozenset()
@@ -178,7 +181,7 @@ class Responders:
             if known is not None and known.value is value and known.interface == interface:
                 continue
             if isinstance(value, Endpoint):
-                records = endpoint_records(value, self._domain, interface)
+                records = endpoint_records(value, self._domain, interface, self._ttl)
             else:
                 records = service_records.records(value, self._domain)
             gone.update(known.records if known is not None else ())
@@ -242,7 +245,7 @@ class _Opener:
             raise OSError(error.errno, str(error)) from error
 
 
-def endpoint_records(endpoint: Endpoint, domain: str, interface: str | None = None) -> list[Record]:
+def endpoint_records(endpoint: Endpoint, domain: str, interface: str | None = None, ttl: int = TTL) -> list[Record]:
     """Names of an endpoint (design, section 6).
 
     A machine: ``<vm>.<ns>.vm.<domain>``, ``<interface>.<vm>.<ns>.vm.<domain>`` where the interface's name is known, and
@@ -254,13 +257,13 @@ def endpoint_records(endpoint: Endpoint, domain: str, interface: str | None = No
         machine = f"{endpoint.machine.name}.{endpoint.machine.namespace}.vm.{domain}"
         names += [machine, *([f"{interface}.{machine}"] if interface else [])]
     try:
-        records = [record for name in names for record in address_records(name, addresses)]
+        records = [record for name in names for record in address_records(name, addresses, ttl)]
         for address in addresses:
             dashed = f"{str(address).replace('.', '-').replace(':', '-')}.{endpoint.pod.namespace}.pod.{domain}"
             if dashed.startswith("-"):
                 dashed = f"0{dashed}"
-            records += address_records(dashed, [address])
-            records += pointer_records(names[0] if names else dashed, [address])
+            records += address_records(dashed, [address], ttl)
+            records += pointer_records(names[0] if names else dashed, [address], ttl)
     except ValueError as error:
         log.warning("%s/%s has no name in DNS: %s", endpoint.pod.namespace, endpoint.pod.name, error)
         return []

@@ -54,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="server that names outside the cluster domain, or in one domain, are forwarded to; may be repeated"
         " (default: the cluster's DNS, kube-system/kube-dns)",
     )
+    parser.add_argument(
+        "--dns-ttl",
+        type=int,
+        choices=range(5, 31),
+        default=30,
+        metavar="SECONDS",
+        help="of machines' and pods' names, 5 to 30 (%(default)s); of Services it is 5",
+    )
     parser.add_argument("--log-dns-queries", action="store_true", help="one line for every DNS query")
     parser.add_argument("--dns-socket", type=Path, default=SOCKET, help="for vmnet dns query (%(default)s)")
     parser.add_argument(
@@ -137,6 +145,7 @@ async def run(arguments: argparse.Namespace) -> int:
         dns_upstreams=upstream_routes(arguments.dns_upstream),
         dns_socket=arguments.dns_socket,
         log_queries=arguments.log_dns_queries,
+        dns_ttl=arguments.dns_ttl,
         cni_socket=arguments.cni_socket,
         multus=Mode(arguments.multus),
         kubelet_cgroup=arguments.kubelet_cgroup,

@@ -184,3 +184,11 @@ def test_a_machine_that_began_here_comes_from_nowhere() -> None:
     alone = pod("alone", "n1")
     assert facts.source_node(alone, [alone], vmi("n1")) == ""
     assert facts.source_node(alone, [pod("old", "n2", phase="Succeeded"), alone], vmi("n1")) == ""
+
+
+def test_the_interface_on_the_pod_network_has_the_name_of_the_specification() -> None:
+    other = {"name": "storage", "multus": {"networkName": "blue/storage"}}
+    networks = [other, {"name": "happy", "pod": {}}]
+    assert facts.interface_on_pod_network({"spec": {"networks": networks}}) == "happy"
+    assert facts.interface_on_pod_network({"spec": {"networks": [other]}}) is None
+    assert facts.interface_on_pod_network({}) is None

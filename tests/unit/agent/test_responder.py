@@ -147,6 +147,10 @@ def test_names_of_a_machine_and_of_a_pod() -> None:
     }
 
 
+def test_the_time_to_live_is_the_administrators() -> None:
+    assert {record.ttl for record in endpoint_records(endpoint("192.168.0.5/16"), "cluster.local", ttl=7)} == {7}
+
+
 async def test_a_machine_that_migrates_keeps_its_name_whichever_pod_goes_first(
     kernel: LoopbackKernel, responders: Responders
 ) -> None:

@@ -5,6 +5,7 @@ with ``networks`` above one it serves as many networks on sockets of their own a
 """
 
 import asyncio
+import gc
 import json
 import socket
 import sys
@@ -67,6 +68,7 @@ async def one(names: int, port: int, rate: float) -> None:
     sock.setblocking(False)
     sock.bind(("127.0.0.1", port))
     server.serve_udp(sock)
+    gc.freeze()  # as the responder that runs by itself does
     print("ready", flush=True)
     if rate:
         await change(view, names, rate)
