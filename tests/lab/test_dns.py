@@ -1,0 +1,71 @@
+"""What the administrator is told of names, in a lab."""
+
+import json
+from typing import Any
+
+import pytest
+
+from vmnet.lab.demo import BLUE, NETWORK
+from vmnet.lab.processes import python_module
+from vmnet.model import names
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+
+NETWORK_NAME = names.cudn_network_name(NETWORK)
+
+
+async def told(world: Any, node: str, name: str, kind: str = "A") -> dict[str, Any]:
+    """``vmnet dns query`` on a node."""
+    argv = python_module("vmnet.cmd", "dns", "query", NETWORK_NAME, name, "-t", kind, "-o", "json")
+    done = await world.lab.exec(node, argv, timeout=60)
+    assert done.exit in (0, 1), done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+async def test_the_administrator_is_told_what_a_network_is_answered_and_why(healthy: Any) -> None:
+    world, node = healthy, await healthy.node_of(BLUE)
+    vmi = await world.get("vmi", "-n", *BLUE)
+    interface = next(item["name"] for item in vmi["spec"]["networks"] if "pod" in item)
+    address = await world.ipv4(BLUE)
+    machine = f"{BLUE[1]}.{BLUE[0]}.vm.cluster.local"
+    for name in (machine, f"{interface}.{machine}"):
+        found = await told(world, node, name)
+        assert (found["outcome"], [item["data"] for item in found["answers"]]) == ("local", [address])
+    assert (await told(world, node, f"nobody.{BLUE[0]}.vm.cluster.local"))["rcode"] == "NXDOMAIN"
+    shared = await told(world, node, "kubernetes.default.svc.cluster.local")
+    assert (shared["outcome"], shared["rcode"]) == ("local", "NOERROR")
+
+
+async def test_a_headless_service_has_the_networks_address_of_a_machine(healthy: Any) -> None:
+    """Blue has no subdomain, so it is found by its dashed address."""
+    world, node = healthy, await healthy.node_of(BLUE)
+    address = await world.ipv4(BLUE)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "machines", "namespace": BLUE[0]},
+        "spec": {
+            "clusterIP": "None",
+            "selector": {"kubevirt.io": "virt-launcher"},
+            "ports": [{"name": "ssh", "port": 22}],
+        },
+    }
+    await world.apply(service)
+    try:
+        name = f"machines.{BLUE[0]}.svc.cluster.local"
+
+        async def known() -> bool:
+            return [item["data"] for item in (await told(world, node, name))["answers"]] == [address]
+
+        await world.until("the Service has the network's address", known)
+        port = await told(world, node, f"_ssh._tcp.{name}", "SRV")
+        host = f"{address.replace('.', '-')}.{name}."
+        assert [item["data"] for item in port["answers"] if item["type"] == "SRV"] == [f"0 0 22 {host}"]
+    finally:
+        await world.lab.kubectl("delete", "service", "-n", BLUE[0], "machines")
+
+    async def gone() -> bool:
+        return (await told(world, node, name))["rcode"] == "NXDOMAIN"
+
+    await world.until("the name goes with the Service", gone)
