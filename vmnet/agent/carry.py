@@ -383,6 +383,8 @@ class Departures:
 
     async def _give_up(self, network: Network, services: Sequence[Connection]) -> None:
         """From now on another node translates these; a backend that is here speaks with the machine itself."""
+        if not services:
+            return
         here = {
             item.ip
             for endpoint in self._cluster.endpoints(network.name)
