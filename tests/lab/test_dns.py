@@ -1,17 +1,18 @@
-"""What the administrator is told of names, in a lab."""
+"""Names as a guest finds them, also while it moves, and what the administrator is told of them."""
 
 import json
 from typing import Any
 
 import pytest
 
-from vmnet.lab.demo import BLUE, NETWORK
+from vmnet.lab.demo import BLUE, NETWORK, RED
 from vmnet.lab.processes import python_module
 from vmnet.model import names
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 NETWORK_NAME = names.cudn_network_name(NETWORK)
+RED_NAME = "red.red-namespace.vm.cluster.local"
 
 
 async def told(world: Any, node: str, name: str, kind: str = "A") -> dict[str, Any]:
@@ -35,6 +36,36 @@ async def test_the_administrator_is_told_what_a_network_is_answered_and_why(heal
     assert (await told(world, node, f"nobody.{BLUE[0]}.vm.cluster.local"))["rcode"] == "NXDOMAIN"
     shared = await told(world, node, "kubernetes.default.svc.cluster.local")
     assert (shared["outcome"], shared["rcode"]) == ("local", "NOERROR")
+
+
+async def test_lookups_of_a_machine_that_moves_do_not_fail(healthy: Any) -> None:
+    world = healthy
+    guest = await world.scenario.guest(*BLUE)
+    source = await world.node_of(BLUE)
+    # From before the move, over it, and on from the new node: the guest asks all the time.
+    asking = f"while :; do probe resolve {RED_NAME} A || echo failed; done"
+    job = await guest.start(["sh", "-c", asking])
+
+    async def answers() -> list[str]:
+        state = await guest.poll(job)
+        assert state.running, state
+        return list(state.stdout.split())
+
+    async def answered_more_than(count: int) -> bool:
+        return len(await answers()) > count
+
+    try:
+        await world.until("the guest gets answers", lambda: answered_more_than(5))
+        migration = await world.migrate()
+        assert await world.migration_ends(migration) == "Succeeded"
+        assert await world.node_of(BLUE) != source
+        # Its console went along.
+        guest = await world.scenario.guest(*BLUE)
+        count = len(await answers())
+        await world.until("the guest gets answers where it is now", lambda: answered_more_than(count + 5))
+        assert set(await answers()) == {await world.ipv4(RED)}
+    finally:
+        await guest.stop(job)
 
 
 async def test_a_headless_service_has_the_networks_address_of_a_machine(healthy: Any) -> None:
