@@ -200,6 +200,10 @@ def _claim_owner(vm: Object | None, vmi: Object | None) -> tuple[Resource, Objec
     return VMIS, vmi
 
 
+def _holder(claim: Object) -> str:
+    return str((objects.owner_reference(claim, controller=False) or claim["metadata"]).get("uid"))
+
+
 def _machine_keys(claim: Object) -> tuple[str, ...]:
     key = objects.machine_key(claim)
     return (key,) if key is not None else ()
@@ -229,13 +233,13 @@ class ClaimReconciler:
         """Called with the key of a claim whose addresses are reserved."""
         self._now = now
         self._holders: dict[str, str] = {}
-        """Key → uid of the claim that the ledger's reservation was made for."""
+        """Key → uid of whom the ledger's reservation was made for: the claim's owner, or the claim that has none."""
 
     def load(self) -> None:
         """Remember whose the reservations are that the ledger has taken over. After the ledger."""
         for claim in self._cluster.items(CLAIMS):
             if (claim.get("status") or {}).get("ips"):
-                self._holders[object_key(claim)] = str(claim["metadata"].get("uid"))
+                self._holders[object_key(claim)] = _holder(claim)
 
     async def reconcile(self, key: str) -> None:
         """Reserve or allocate what a claim stands for, and say so in its status."""
@@ -247,8 +251,8 @@ class ClaimReconciler:
                 self._holders.pop(key, None)
                 self._ledger.release(claim_owner(key))
             return
-        if self._holders.get(key, claim["metadata"].get("uid")) != claim["metadata"].get("uid"):
-            # What a claim had goes with it; a successor of the same name may ask for something else.
+        if self._holders.get(key, _holder(claim)) != _holder(claim):
+            # What a machine had goes with it; a successor of the same name may ask for something else.
             del self._holders[key]
             self._ledger.release(claim_owner(key))
         name = (claim.get("spec") or {}).get("network")
@@ -274,7 +278,7 @@ class ClaimReconciler:
         else:
             if allocation is None:
                 return
-            self._holders[key] = str(claim["metadata"].get("uid"))
+            self._holders[key] = _holder(claim)
             condition = Condition(IPS_ALLOCATED, True, "SuccessfulAllocation", "the addresses belong to this claim")
             ips = [str(item) for item in allocation.addresses]
             if (claim.get("status") or {}).get("ips") != ips:
@@ -289,7 +293,7 @@ class ClaimReconciler:
             status["conditions"] = conditions if conditions is not None else claim["status"]["conditions"]
         if set(status) - {"ips"} or status.get("ips"):
             await self._write(claim, status)
-        if unwritten and self._holders.get(key) == claim["metadata"].get("uid"):
+        if unwritten and self._holders.get(key) == _holder(claim):
             # The version that was written over had no addresses.
             del self._holders[key]
             self._ledger.release(claim_owner(key))
