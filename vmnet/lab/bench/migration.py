@@ -38,6 +38,8 @@ INTERVAL_MS: Final = 1.0
 PEER_NODE: Final = "n3"
 PEER: Final = ("red-namespace", "peer")
 MIGRATION_SECONDS: Final = 120.0
+STREAM_RATE: Final = "100000"
+"""Octets a second: streams that take all of an emulated guest's time would show its own gaps, not the network's."""
 _EVERY: Final = 10
 """One of so many migrations has another machine's migration beside it."""
 _PROBE: Final = ["--json-lines", "udp"]
@@ -122,9 +124,9 @@ class Bench:
         """So many migrations, with streams that run all the time."""
         found = Series(name)
         streams = {}
-        for stream, port in (("send", "7008"), ("receive", "7009")):
+        for stream, *end in (("send", "7008", "3600", STREAM_RATE), ("receive", "7009", "3600")):
             process = f"{stream}-{name.replace(' ', '-')}"
-            words = ["--json-lines", stream, self._addresses["blue"], port, "3600"]
+            words = ["--json-lines", stream, self._addresses["blue"], *end]
             streams[process] = await self._from_peer(process, *words)
         for number in range(count):
             accompanied = number % _EVERY == _EVERY - 1
