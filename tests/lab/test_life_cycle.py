@@ -220,11 +220,15 @@ class Life:
 
         async def configured() -> bool:
             nonlocal text
-            look = "ip -o addr show scope global; ip -6 route show default; netstat -ltn"
+            look = "ip -o addr show scope global; ip -6 route show default; netstat -ltn; cat /etc/resolv.conf"
             text = (await guest.run(["sh", "-c", look], timeout=20)).stdout
-            return len(set(re.findall(r"(eth[01]) +(inet6?) ", text))) == 4 and "default via fe80::1" in text
+            # A client sets its address first and tells of the servers last.
+            served = all(f"nameserver {server}\n" in text for server in (GATEWAY, GATEWAY6))
+            return len(set(re.findall(r"(eth[01]) +(inet6?) ", text))) == 4 and "default via fe80::1" in text and served
 
-        await self.until("both cards have both families, and the kernel its router", configured)
+        await self.until(
+            "both cards have both families, the kernel its router, and the resolver its servers", configured
+        )
         if ":7008 " not in text:
             await self.scenario.serve(guest)
         return guest
