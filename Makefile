@@ -6,10 +6,12 @@ PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu bus
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
             bind9-host musl-tools
 
-.PHONY: demo workshop test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
+.PHONY: demo workshop manifests test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
 demo: install            ; $(BIN)/vmnet lab demo
 workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
+# The single-file install; a test tells when it is no longer what the manifests say.
+manifests: install       ; $(BIN)/python -m vmnet.lab.manifests deploy/install.yaml
 lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 # What fails beside others is tried once more alone: these tests share two cores with QEMU and the machine's other work.
 AGAIN := $(BIN)/pytest --last-failed --last-failed-no-failures none
