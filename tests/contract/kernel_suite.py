@@ -39,7 +39,7 @@ from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import NetworkState
-from vmnet.plan.table import Chain, Elements, Table
+from vmnet.plan.table import Chain, Elements, Marks, Table
 
 NETWORK = Network(name="n", id=NetworkId(7), subnets=(ip_network("192.168.0.0/16"), ip_network("fd20::/64")))
 HERE, THERE = Node("n1", ip_address("127.0.0.1"), 1), Node("n2", ip_address("172.30.0.12"), 2)
@@ -90,16 +90,17 @@ async def _tables(make: Callable[[], Kernel], place: NamespaceName | None) -> No
     """Made, changed, adopted, replaced by who does not know what is there, and removed."""
     kernel = make()
 
-    async def digests() -> dict[str, str]:
+    async def marks() -> dict[str, Marks]:
         state = await kernel.observe_network(place) if place is not None else await kernel.observe_node()
         assert state is not None
         return dict(state.tables)
 
     async def bring(tables: tuple[Table, ...], held: tuple[Table, ...]) -> int:
         known = {table.identity: table for table in held}
-        found = tuple(planner.load_tables(place, await digests(), tables, known))
+        before = await marks()
+        found = tuple(planner.load_tables(place, before, tables, known))
         await kernel.apply(found)
-        assert await digests() == {table.identity: table.digest for table in tables}
+        assert await marks() == planner.marks_then(before, tables, known)
         return len(found)
 
     later = _next()
@@ -108,6 +109,16 @@ async def _tables(make: Callable[[], Kernel], place: NamespaceName | None) -> No
     assert await bring((later,), (BACKENDS,)) == 1
     assert await bring((BACKENDS,), (later,)) == 1
     assert await bring((later,), ())
+    # What only adds leaves the former digest where it is; one that comes back is the last again.
+    more = replace(later, sets={**later.sets, "more": Elements("type ipv4_addr;", frozenset({"10.0.0.9"}))})
+    most = replace(more, sets={**more.sets, "more": Elements("type ipv4_addr;", frozenset({"10.0.0.9", "10.0.0.10"}))})
+    assert await bring((more,), (later,)) == 1
+    assert await bring((most,), (more,)) == 1
+    assert (await marks())[later.identity] == (later.digest, more.digest, most.digest)
+    assert await bring((most,), ()) == 0
+    assert await bring((more,), (most,)) == 1
+    assert (await marks())[later.identity] == (more.digest,)
+    assert await bring((later,), (more,)) == 1
     other_type = replace(later, sets={**later.sets, "others": Elements("type ipv4_addr;", frozenset({"10.0.0.1"}))})
     assert await bring((other_type,), (later,)) == 1
     assert await bring((), (other_type,)) == 1

@@ -32,7 +32,7 @@ from vmnet.plan import network as planner
 from vmnet.plan import node as node_planner
 from vmnet.plan.network import PodInterface
 from vmnet.plan.policy import Member, NetworkPolicies
-from vmnet.plan.table import Table
+from vmnet.plan.table import Marks, Table
 
 SUBNETS = (ipaddress.ip_network("192.168.0.0/16"), ipaddress.ip_network("fd20::/64"))
 NETWORK = Network("n", NetworkId(7), subnets=SUBNETS)
@@ -454,15 +454,15 @@ async def main(seed: int, cases: int) -> None:
     await prepared(kernel)
     wires = Wires(uplink_mac())
     local = [endpoint(name) for name in PODS if not name.endswith("away")]
-    policies, held = told(world), dict[str, Table]()
+    policies, held, marks = told(world), dict[str, Table](), dict[str, Marks]()
     arrived = sent = 0
     for case in range(cases):
         happened = world.change()
         for kind, name in happened:
             tell(policies, world, kind, name)
         tables = policies.tables(local)
-        digests = {identity: table.digest for identity, table in held.items()}
-        await kernel.apply(tuple(planner.load_tables(NETWORK.namespace, digests, tables, held)))
+        await kernel.apply(tuple(planner.load_tables(NETWORK.namespace, marks, tables, held)))
+        marks = planner.marks_then(marks, tables, held)
         held = {table.identity: table for table in tables}
         anew = {table.identity: table.digest for table in told(world).tables(local)}
         assert anew == {identity: table.digest for identity, table in held.items()}, f"case {case}: {happened}"

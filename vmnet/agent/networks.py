@@ -19,7 +19,7 @@ from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import NetworkState, NodeState
-from vmnet.plan.table import Table
+from vmnet.plan.table import Marks, Table
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ class Networks:
         """Marks of nodes that connections come here from, by network."""
         self._held: dict[NamespaceName | None, dict[str, Table]] = {}
         """Tables that the kernel holds because this process loaded them, or found their digest."""
+        self._marks: dict[NamespaceName | None, dict[str, Marks]] = {}
+        """The digests that those tables carry."""
 
     def rendered(self) -> tuple[Network, ...]:
         """Networks that are on this node now."""
@@ -156,7 +158,7 @@ class Networks:
         if self._adopting:
             await self._kernel.apply(found)
         else:
-            await self._load(None, tables, found)
+            await self._load(None, tables, found, state.tables)
 
     def _node_tables(self) -> tuple[Table, ...]:
         primary = {name: found for name, found in self._desires.items() if found.network.role is Role.PRIMARY}
@@ -170,22 +172,29 @@ class Networks:
         async with self._numbering:
             held, tables = self._held.get(None), self._node_tables()
             if held is not None:
-                digests = {identity: table.digest for identity, table in held.items()}
-                found = tuple(network_plan.load_tables(None, digests, tables, held))
+                marks = self._marks[None]
+                found = tuple(network_plan.load_tables(None, marks, tables, held))
                 if not found:
                     return
                 try:
-                    await self._load(None, tables, found)
+                    await self._load(None, tables, found, marks)
                 except KernelError as error:
                     log.info("the node's tables are not as they were left, they are looked at again: %s", error)
                 else:
                     return
             await self._prepare(await self._kernel.observe_node())
 
-    async def _load(self, namespace: NamespaceName | None, tables: Iterable[Table], found: Iterable[ops.Op]) -> None:
+    async def _load(
+        self,
+        namespace: NamespaceName | None,
+        tables: Iterable[Table],
+        found: Iterable[ops.Op],
+        observed: Mapping[str, Marks],
+    ) -> None:
         """Apply a plan that brings tables in step, and remember what the kernel holds then."""
-        self._held.pop(namespace, None)  # after a failure only the digests that the kernel shows count
+        held = self._held.pop(namespace, {})  # after a failure only the digests that the kernel shows count
         await self._kernel.apply(tuple(found))
+        self._marks[namespace] = network_plan.marks_then(observed, tables, held)
         self._held[namespace] = {table.identity: table for table in tables}
 
     def _tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
@@ -197,8 +206,10 @@ class Networks:
 
     async def _render(self, desired: NodeNetwork, observed: NetworkState | None) -> None:
         tables, namespace = self._tables(desired), desired.network.namespace
-        held = self._held.get(namespace, {}) if observed is not None else {}
-        await self._load(namespace, tables, network_plan.plan(desired, observed, tables, held))
+        if observed is None:
+            self._held.pop(namespace, None)
+        plan = network_plan.plan(desired, observed, tables, self._held.get(namespace, {}))
+        await self._load(namespace, tables, plan, observed.tables if observed is not None else {})
         self._desires[desired.network.name] = desired
 
     async def adopt(self) -> tuple[Endpoint, ...]:
@@ -312,7 +323,7 @@ class Networks:
         desired = replace(known, ports=(*known.ports, port))
         await self.bring_node_tables()
         self._ports[endpoint.port] = endpoint
-        tables, digests = self._tables(desired), {identity: table.digest for identity, table in held.items()}
+        tables, marks = self._tables(desired), self._marks[namespace]
         found = (
             *network_plan.introduce(namespace, endpoint),
             *network_plan.attach(
@@ -320,11 +331,11 @@ class Networks:
                 port,
                 pod,
                 NetworkState(namespace),
-                network_plan.load_tables(namespace, digests, tables, held),
+                network_plan.load_tables(namespace, marks, tables, held),
             ),
         )
         try:
-            await self._load(namespace, tables, found)
+            await self._load(namespace, tables, found, marks)
         except KernelError as error:
             log.info("network %s is not as it was left, it is looked at again: %s", network.name, error)
             await self._undo(network, endpoint.port)

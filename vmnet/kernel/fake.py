@@ -31,10 +31,10 @@ _ELEMENT: Final = re.compile(r"^(add|delete) element (?:netdev|inet) vmnet (\w+)
 _ADD_CHAIN: Final = re.compile(r"^add chain netdev vmnet (\w+) ")
 _DELETE_CHAIN: Final = re.compile(r"^delete chain netdev vmnet (\w+)$")
 _TABLE_CHAIN: Final = re.compile(r"^\s+chain (\w+) \{$")
-_OWN_TABLE: Final = re.compile(r"^table (\w+ vmnet-[\w-]+) \{$")
+_OWN_TABLE: Final = re.compile(r"^(add|create) table (\w+ vmnet-[\w-]+)$")
 _REMOVE_TABLE: Final = re.compile(r"^delete table (\w+ vmnet-[\w-]+)$")
-_DIGEST: Final = re.compile(r"chain (?:(\w+ vmnet-[\w-]+) )?state_([0-9a-f]{12})")
-_DEVICE: Final = re.compile(r"^\s+chain (device_[0-9a-f]+) \{")
+_DIGEST: Final = re.compile(r"^(add|delete) chain (\w+ vmnet-[\w-]+) state_([0-9a-f]{12})$")
+_DEVICE: Final = re.compile(r"^add chain (\w+ vmnet-[\w-]+) (device_[0-9a-f]+)$")
 _TABLE_SET: Final = re.compile(r"^\s+set (\w+) \{")
 
 
@@ -351,28 +351,28 @@ class FakeKernel(Kernel):
 def _devices(script: str) -> dict[str, InterfaceName]:
     """Devices that the tables of a script hang on."""
     found: dict[str, InterfaceName] = {}
-    inside = ""
     for line in script.splitlines():
-        if match := _OWN_TABLE.match(line):
-            inside = match.group(1)
-        elif (match := _DEVICE.match(line)) and (device := device_of(match.group(1))) is not None:
-            found[inside] = device
+        if (match := _DEVICE.match(line)) and (device := device_of(match.group(2))) is not None:
+            found[match.group(1)] = device
     return found
 
 
 def _loaded(state: NetworkState, script: str) -> NetworkState:
     """A table's sets and chains after a script."""
     sets, chains, tables = dict(state.sets), set(state.chains), dict(state.tables)
-    inside = ""
     for line in script.splitlines():
         if match := _OWN_TABLE.match(line):
-            inside = match.group(1)
-            tables[inside] = ""
-        elif line == "}":
-            inside = ""
-        elif inside or (_DIGEST.search(line) and not line.startswith("delete chain")):
-            if match := _DIGEST.search(line):
-                tables[inside or match.group(1)] = match.group(2)
+            verb, identity = match.groups()
+            if verb == "create" and identity in tables:
+                raise KernelError(f"table {identity}: File exists")
+            tables.setdefault(identity, ())
+        elif match := _DIGEST.match(line):
+            verb, identity, digest = match.groups()
+            marks = tables.get(identity, ())
+            if verb == "delete":
+                tables[identity] = tuple(mark for mark in marks if mark != digest)
+            elif digest not in marks:
+                tables[identity] = (*marks, digest)
         elif match := _REMOVE_TABLE.match(line):
             tables.pop(match.group(1), None)
         elif match := _ELEMENT.match(line):

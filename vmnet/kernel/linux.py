@@ -43,7 +43,7 @@ from vmnet.plan.state import (
     NodeState,
     PodState,
 )
-from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX, device_of
+from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX, Marks, device_of
 
 log = logging.getLogger(__name__)
 
@@ -445,18 +445,19 @@ def _ruleset(
     return sets, frozenset(chains)
 
 
-def _digests(found: dict[str, Any]) -> dict[str, str]:
-    """Tables of ``plan.table`` by identity, with the digest that the name of one of their chains tells."""
-    tables: dict[str, str] = {}
+def _digests(found: dict[str, Any]) -> dict[str, Marks]:
+    """Tables of ``plan.table`` by identity, with the digests that the names of their chains tell, oldest first."""
+    tables: dict[str, dict[str, int]] = {}
     for item in found.get("nftables", []) if isinstance(found, dict) else []:
         if "chain" not in item or not str(item["chain"]["table"]).startswith(TABLE_PREFIX):
             continue
         chain = item["chain"]
         identity, name = f"{chain['family']} {chain['table']}", str(chain["name"])
-        tables.setdefault(identity, "")
+        marks = tables.setdefault(identity, {})
         if name.startswith(DIGEST_PREFIX):
-            tables[identity] = name.removeprefix(DIGEST_PREFIX)
-    return tables
+            # A table numbers what is made in it.
+            marks[name.removeprefix(DIGEST_PREFIX)] = int(chain["handle"])
+    return {identity: tuple(sorted(marks, key=marks.__getitem__)) for identity, marks in tables.items()}
 
 
 def _devices(found: dict[str, Any]) -> dict[str, InterfaceName]:

@@ -14,7 +14,7 @@ from vmnet.model.network import GATEWAY_LINK_LOCAL, Network, Role
 from vmnet.plan import edge, firewall, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import LinkState, NetworkState
-from vmnet.plan.table import Table
+from vmnet.plan.table import Marks, Table
 from vmnet.plan.table import removal as table_removal
 
 # New namespaces inherit surprises: every sysctl that matters is set (docs/architecture.md, "Datapath").
@@ -105,20 +105,37 @@ def plan(
 
 
 def load_tables(
-    namespace: NamespaceName | None, observed: Mapping[str, str], tables: Sequence[Table], held: Held
+    namespace: NamespaceName | None, observed: Mapping[str, Marks], tables: Sequence[Table], held: Held
 ) -> Iterable[Op]:
     """Bring tables in step: nothing where the digest says so, the difference where the kernel's content is known."""
     for table in tables:
-        known, present = held.get(table.identity), observed.get(table.identity)
-        if present == table.digest:
+        marks = observed.get(table.identity, ())
+        if marks[-1:] == (table.digest,):
             continue
+        known, there = _known(table, marks, held), table.identity in observed
         if table.bridged and namespace is not None and not (known and known.bridged):
             yield ops.SetSysctls(namespace, BRIDGED_SYSCTLS)
-        script = table.change(known) if known is not None and known.digest == present else table.whole()
-        yield ops.LoadFirewall(namespace, script)
+        anew = table.whole() if there else table.fresh()
+        yield ops.LoadFirewall(namespace, anew if known is None else table.change(known, marks))
     wanted = {table.identity for table in tables}
     for identity in sorted(observed.keys() - wanted):
         yield ops.LoadFirewall(namespace, table_removal(identity))
+
+
+def marks_then(observed: Mapping[str, Marks], tables: Iterable[Table], held: Held) -> dict[str, Marks]:
+    """What each table carries once the operations of ``load_tables`` are done."""
+    found = {}
+    for table in tables:
+        marks = observed.get(table.identity, ())
+        known = table if marks[-1:] == (table.digest,) else _known(table, marks, held)
+        found[table.identity] = table.marks(known, marks)
+    return found
+
+
+def _known(table: Table, marks: Marks, held: Held) -> Table | None:
+    """What the kernel holds in a table's place; None unless this process knows it."""
+    known = held.get(table.identity)
+    return known if known is not None and marks[-1:] == (known.digest,) else None
 
 
 def attach(

@@ -6,6 +6,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
+from vmnet.plan.table import Marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class NetworkState:
     sets: Mapping[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)
     """Elements of the nftables sets, each as its parts' text."""
     chains: frozenset[str] = frozenset()
-    tables: Mapping[str, str] = field(default_factory=dict)
-    """Tables of ``plan.table`` that are here, by identity, each with the digest it carries."""
+    tables: Mapping[str, Marks] = field(default_factory=dict)
+    """Tables of ``plan.table`` that are here, by identity, each with the digests it carries."""
 
     @property
     def open(self) -> frozenset[str]:
@@ -110,8 +111,8 @@ class NodeState:
     """The node's own table is in place, with all its chains and sets (written after the sysctls)."""
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Elements of the sets in the node's own table, as text."""
-    tables: Mapping[str, str] = field(default_factory=dict)
-    """Tables of ``plan.table`` that are here, by identity, each with the digest it carries."""
+    tables: Mapping[str, Marks] = field(default_factory=dict)
+    """Tables of ``plan.table`` that are here, by identity, each with the digests it carries."""
     links: frozenset[InterfaceName] = frozenset()
     """Every device of the node's own namespace."""
     devices: Mapping[str, InterfaceName] = field(default_factory=dict)

@@ -2,7 +2,9 @@
 
 Services, policy and whatever else needs a table of its own describe what they want as a ``Table``; nobody writes
 ``add element`` by hand. A table carries its own digest, as the name of an empty chain, so that an agent which starts
-can tell without reading elements back that the kernel holds exactly what it wants.
+can tell without reading elements back that the kernel holds exactly what it wants. Where a change only adds, the chain
+with the former digest stays, and the one that was made last counts: whoever deletes or changes anything waits until
+every processor has left the old rules (14 ms idle and 45 ms busy, beside 3 ms), and a pod would wait with it.
 """
 
 import hashlib
@@ -17,6 +19,11 @@ TABLE_PREFIX: Final = "vmnet-"
 """Names of tables made here begin with it; the fixed tables of ``plan.firewall`` are called ``vmnet``."""
 DIGEST_PREFIX: Final = "state_"
 DEVICE_PREFIX: Final = "device_"
+MOST_MARKS: Final = 256
+"""Digests of former states that a table may carry besides its own."""
+
+Marks = tuple[str, ...]
+"""Digests that a table in the kernel carries, oldest first; the last one tells what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,16 @@ class Elements:
         """Over everything in it, whatever its order."""
         text = "\n".join((self.header, _kind(self), *sorted(self.texts())))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def extends(self, before: "Elements") -> bool:
+        """Whether it has every element that ``before`` has, as it is there."""
+        if self is before or self.elements is None or before.elements is None:
+            return True
+        if isinstance(self.elements, Mapping) and isinstance(before.elements, Mapping):
+            return before.elements.items() <= self.elements.items()
+        if isinstance(self.elements, Mapping) or isinstance(before.elements, Mapping):
+            return False
+        return before.elements <= self.elements
 
     def texts(self) -> frozenset[str]:
         """Every element as nft reads it."""
@@ -91,17 +108,29 @@ class Table:
 
     def whole(self) -> str:
         """Script that makes it, whatever of it was there before, in one transaction."""
-        lines = [f"add table {self.identity}", f"delete table {self.identity}", f"table {self.identity} {{"]
-        lines += [*self._body(), f"  chain {self._mark} {{ }}", "}"]
-        return "\n".join(lines) + "\n"
+        return f"add table {self.identity}\ndelete table {self.identity}\nadd table {self.identity}\n{self._content()}"
 
-    def change(self, before: "Table") -> str:
-        """Script that turns ``before``, which the kernel holds, into this one; empty when they are equal."""
+    def fresh(self) -> str:
+        """Script that makes it where there is none, and fails where there is one."""
+        return f"create table {self.identity}\n{self._content()}"
+
+    def _content(self) -> str:
+        return "\n".join((*self._body(), f"add chain {self.identity} {self._mark}")) + "\n"
+
+    def change(self, before: "Table", marks: Marks = ()) -> str:
+        """Script that turns ``before``, which the kernel holds, into this one; empty when they are equal.
+
+        ``marks``: what the kernel's table carries, if that is more than the digest of ``before``.
+        """
         if before.digest == self.digest:
             return ""
         if self._redeclared(before):
             return self.whole()
-        lines = [f"add chain {self.identity} {self._mark}"]
+        marks = marks or (before.digest,)
+        gone_marks = () if self._kept(before, marks) else marks
+        # A digest that comes back needs a chain that is made last.
+        lines = [f"delete chain {self.identity} {DIGEST_PREFIX}{mark}" for mark in gone_marks]
+        lines.append(f"add chain {self.identity} {self._mark}")
         for name, chain in self.chains.items():
             if name not in before.chains:
                 lines.append(f"add chain {self.identity} {name}" + (f" {{ {chain.hook} }}" if chain.hook else ""))
@@ -129,8 +158,30 @@ class Table:
         lines += [
             f"delete {_kind(old)} {self.identity} {name}" for name, old in before.sets.items() if name not in self.sets
         ]
-        lines += [f"delete chain {self.identity} {name}" for name in (*gone, before._mark)]
+        lines += [f"delete chain {self.identity} {name}" for name in gone]
         return "\n".join(lines) + "\n"
+
+    def marks(self, before: "Table | None", marks: Marks) -> Marks:
+        """What the kernel's table carries once it holds this one.
+
+        ``before``: what it held; None when it was made anew. ``marks``: what it carried then.
+        """
+        if before is not None and before.digest == self.digest:
+            return marks or (self.digest,)
+        if before is None or self._redeclared(before) or not self._kept(before, marks or (before.digest,)):
+            return (self.digest,)
+        return (*(marks or (before.digest,)), self.digest)
+
+    def _kept(self, before: "Table", marks: Marks) -> bool:
+        """Whether the former marks stay: nothing else is deleted either."""
+        return self.digest not in marks and len(marks) <= MOST_MARKS and self._extends(before)
+
+    def _extends(self, before: "Table") -> bool:
+        """Whether this one has all that ``before`` has, and more."""
+        sets = all(name in self.sets and self.sets[name].extends(item) for name, item in before.sets.items())
+        return sets and all(
+            name in self.chains and self.chains[name].rules == chain.rules for name, chain in before.chains.items()
+        )
 
     def _redeclared(self, before: "Table") -> bool:
         """Whether something keeps its name but not its declaration: that cannot be changed in place."""
@@ -143,22 +194,18 @@ class Table:
         )
 
     def _body(self) -> Iterable[str]:
+        """Commands, each for one thing: a chain that a block names a second time is changed, and a change waits."""
         for name, chain in self.chains.items():
-            # Declared first: elements of verdict maps name them.
-            yield f"  chain {name} {{ {chain.hook} }}" if chain.hook else f"  chain {name} {{ }}"
+            # Before the sets: elements of verdict maps name them.
+            yield f"add chain {self.identity} {name}" + (f" {{ {chain.hook} }}" if chain.hook else "")
         if self.device is not None:
-            yield f"  chain {DEVICE_PREFIX}{self.device.encode().hex()} {{ }}"
+            yield f"add chain {self.identity} {DEVICE_PREFIX}{self.device.encode().hex()}"
         for name, item in self.sets.items():
-            yield f"  {_kind(item)} {name} {{"
-            yield f"    {item.header}"
             texts = item.texts()
-            if texts:
-                yield f"    elements = {{ {', '.join(texts)} }}"
-            yield "  }"
+            elements = f" elements = {{ {', '.join(texts)} }};" if texts else ""
+            yield f"add {_kind(item)} {self.identity} {name} {{ {item.header}{elements} }}"
         for name, chain in self.chains.items():
-            yield f"  chain {name} {{"
-            yield from (f"    {rule}" for rule in chain.rules)
-            yield "  }"
+            yield from (f"add rule {self.identity} {name} {rule}" for rule in chain.rules)
 
 
 def device_of(chain: str) -> InterfaceName | None:

@@ -33,7 +33,7 @@ from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import ops
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import BridgeState
-from vmnet.plan.table import Elements, Table
+from vmnet.plan.table import Elements, Marks, Table
 
 KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES)
 NETWORK = Network("blue_net", NetworkId(7), role=Role.PRIMARY, subnets=(addresses.network("192.168.0.0/16"),))
@@ -162,7 +162,7 @@ class World:
         network = attachment.network.around(endpoint.addresses)
         return await self.networks.attach(network, endpoint, PortState.ACTIVE, PodInterface(netns, endpoint.pod.name))
 
-    def tables(self) -> dict[str, str]:
+    def tables(self) -> dict[str, Marks]:
         return dict(self.kernel.networks[NETWORK.namespace].tables)
 
 

@@ -54,7 +54,7 @@ def test_without_a_group_of_its_own_the_kubelet_is_root() -> None:
 
 def test_the_table_of_a_veth_tells_which_one() -> None:
     text = lock.pod_table(POD).whole()
-    chains = [line.split()[1] for line in text.splitlines() if line.strip().startswith("chain ")]
+    chains = [line.split()[4] for line in text.splitlines() if line.startswith("add chain ")]
     assert [found for chain in chains if (found := device_of(chain))] == ["veth.a@1"]
     moved = replace(POD, device=InterfaceName("veth2"))
     assert lock.pod_table(moved).change(lock.pod_table(POD)).startswith("add table")
