@@ -202,6 +202,11 @@ async def test_its_tables_are_there_before_a_pod_s_port_comes_up(world: World) -
         i for i, op in enumerate(world.kernel.applied) if isinstance(op, ops.LoadFirewall) and "members" in op.script
     ]
     assert max(loads) < kinds.index(ops.AttachToBridge)
+    # Whoever deletes or changes rules waits until every processor has left the old ones, and the pod with it. The
+    # port's own chains are flushed, but they are new.
+    lines = "".join(op.script for op in world.kernel.applied if isinstance(op, ops.LoadFirewall)).splitlines()
+    new = [f"flush {line.partition(' ')[2].partition(' {')[0]}" for line in lines if line.startswith("add chain")]
+    assert [line for line in lines if not line.startswith("add ") and line not in new] == []
 
 
 @pytest.mark.parametrize("failure", [Gone("the namespace is gone"), None])
