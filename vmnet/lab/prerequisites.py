@@ -40,7 +40,7 @@ MODULES: Final = (
     *("bridge", "veth", "vxlan", "tun", "br_netfilter", "kvm"),
     *("nf_tables", "nft_chain_nat", "nft_fwd_netdev", "nf_conntrack"),
 )
-NAMESPACES: Final = ("net", "mnt", "pid", "uts", "ipc")
+NAMESPACES: Final = ("net", "mnt", "pid", "uts", "ipc", "user")
 INSTALL: Final = "run: vmnet lab prerequisites --install"
 
 
