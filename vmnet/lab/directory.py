@@ -103,6 +103,15 @@ class LabDirectory:
         """The embedded API's keys."""
         return self.path / "certificates"
 
+    @property
+    def audit(self) -> Path:
+        """What clients asked the embedded API for (``vmnet.lab.apiserver.audit``)."""
+        return self.path / "audit.jsonl"
+
+    def account(self, process: str) -> Path:
+        """Kubeconfig of the service account that a process of ours runs as."""
+        return self.path / f"{process}.kubeconfig"
+
     def node(self, name: str) -> Path:
         """What a node has to itself below /etc, /opt and /var/lib."""
         return self.path / "nodes" / name

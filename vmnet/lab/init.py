@@ -33,7 +33,16 @@ from vmnet.lab.processes import Processes, Specification, Status, python_module
 log = logging.getLogger(__name__)
 
 REPOSITORY: Final = Path(__file__).parents[2]
-WEBHOOK: Final = REPOSITORY / "deploy" / "controller" / "webhook.yaml"
+DEPLOY: Final = REPOSITORY / "deploy"
+WEBHOOK: Final = DEPLOY / "controller" / "webhook.yaml"
+RIGHTS: Final = (
+    DEPLOY / "base" / "namespace.yaml",
+    *(DEPLOY / component / "rbac.yaml" for component in ("controller", "agent")),
+    DEPLOY / "users",
+    DEPLOY / "admission",
+)
+"""What the components may do, and what they may not: the lab's run with a cluster's rights, as its service accounts."""
+SYSTEM: Final = "vmnet-system"
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
 CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"
@@ -251,12 +260,27 @@ class Supervisor:
                 "--kubeconfig",
                 str(self._directory.kubeconfig),
                 *("--service-cidr", ",".join(str(found) for found in topology.SERVICE_RANGES)),
+                *("--audit-log", str(self._directory.audit)),
+                *self._accounts(),
                 *self._mounts(),
                 "--ready-fd",
                 str(ready),
             ),
             descriptors=(self._listener, ready),
         )
+
+    def _accounts(self) -> list[str]:
+        accounts = {"vmnet-controller": "controller"}
+        accounts |= {f"vmnet-agent@{host.name}": f"agent-{host.name}" for host in self._hosts}
+        return [
+            word
+            for account, process in accounts.items()
+            for word in ("--account", f"{SYSTEM}/{account}={self._directory.account(process)}")
+        ]
+
+    def _kubeconfig(self, process: str) -> str:
+        """What one of our components connects with: its service account's, or what an external API's user gave us."""
+        return str(self._directory.inner_kubeconfig if self._external else self._directory.account(process))
 
     def _mounts(self) -> list[str]:
         """What virtctl calls is served by the API server itself: the lab needs no second TLS server for it."""
@@ -285,6 +309,9 @@ class Supervisor:
         if files:
             await self._kubectl("apply", "--server-side", "--force-conflicts", *files)
             await self._kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+        if not self._external:
+            files = [word for path in RIGHTS for word in _files(path)]
+            await self._kubectl("apply", "--server-side", *files)
         if not self._external and "controller" not in self._without:
             await self._kubectl("apply", "-f", str(WEBHOOK))
 
@@ -292,7 +319,12 @@ class Supervisor:
         inner = str(self._directory.inner_kubeconfig)
         fabric = (
             ("controllers", python_module("vmnet.lab.controllers", "--kubeconfig", inner)),
-            ("controller", python_module("vmnet.cmd", "controller", "--kubeconfig", inner, *self._webhook())),
+            (
+                "controller",
+                python_module(
+                    "vmnet.cmd", "controller", "--kubeconfig", self._kubeconfig("controller"), *self._webhook()
+                ),
+            ),
             ("virt", python_module("vmnet.lab.virt", "controller", "--kubeconfig", inner)),
         )
         wanted = []
@@ -320,7 +352,7 @@ class Supervisor:
         agent = python_module(
             "vmnet.cmd",
             "agent",
-            *node,
+            *("--node-name", host.name, "--kubeconfig", self._kubeconfig(f"agent-{host.name}")),
             "--metrics-address",
             f"{host.ipv4}:{topology.METRICS_PORT}",
             "--localnet",
@@ -459,6 +491,12 @@ class Supervisor:
     async def _command_stop(self, _: Mapping[str, Any]) -> Body:
         self._stop.set()
         return {}
+
+
+def _files(path: Path) -> list[str]:
+    """kubectl's words for a manifest or for all of a folder."""
+    found = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    return [word for item in found if item.name != "kustomization.yaml" for word in ("-f", str(item))]
 
 
 async def _read_byte(descriptor: int) -> None:

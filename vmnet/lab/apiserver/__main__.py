@@ -23,6 +23,15 @@ def _address(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT") from error
 
 
+def _account(text: str) -> tuple[str, str, str, Path]:
+    account, _, path = text.partition("=")
+    qualified, _, node = account.partition("@")
+    namespace, _, name = qualified.partition("/")
+    if not namespace or not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME[@NODE]=PATH")
+    return namespace, name, node, Path(path)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     found = argparse.ArgumentParser(prog="python -m vmnet.lab.apiserver", description=__doc__)
@@ -34,6 +43,15 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--kubeconfig", type=Path, action="append", default=[], metavar="PATH")
     found.add_argument("--kubeconfig-url", metavar="URL", help="how clients of the kubeconfig reach the server")
     found.add_argument("--token-file", type=Path, metavar="PATH")
+    found.add_argument(
+        "--account",
+        type=_account,
+        action="append",
+        default=[],
+        metavar="NAMESPACE/NAME[@NODE]=PATH",
+        help="write a kubeconfig for a service account, as if for a pod of it on a node",
+    )
+    found.add_argument("--audit-log", type=Path, metavar="PATH", help="what clients asked for, each thing once")
     found.add_argument("--service-cidr", default="10.96.0.0/16", metavar="CIDR[,CIDR]")
     found.add_argument("--advertise", metavar="ADDRESS", help="endpoint of the kubernetes Service")
     found.add_argument("--host", action="append", default=[], help="another name in the server's certificate")
@@ -61,6 +79,7 @@ async def _serve(options: argparse.Namespace) -> None:
         advertise=options.advertise,
         hosts=options.host,
         token_file=options.token_file,
+        audit_log=options.audit_log,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -71,6 +90,8 @@ async def _serve(options: argparse.Namespace) -> None:
     async with server:
         for path in options.kubeconfig:
             server.kubeconfig(path, url=options.kubeconfig_url)
+        for namespace, name, node, path in options.account:
+            server.account_kubeconfig(path, namespace, name, node)
         if options.ready_fd is not None:
             os.write(options.ready_fd, b"ready\n")
             os.close(options.ready_fd)

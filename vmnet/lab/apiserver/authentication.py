@@ -1,7 +1,4 @@
-"""Who asks: bearer tokens of a token file, and tokens the API itself issued to service accounts.
-
-Everyone who is known may do everything: the lab has no authorization.
-"""
+"""Who asks: bearer tokens of a token file, and tokens the API itself issued to service accounts."""
 
 import base64
 import csv
@@ -18,7 +15,13 @@ import yaml
 from vmnet.lab.apiserver.status import ApiError
 
 ADMIN: Final = "kubernetes-admin"
+MASTERS: Final = "system:masters"
+"""The group that may do everything."""
 _AUTHENTICATED: Final = "system:authenticated"
+NODE_NAME: Final = "authentication.kubernetes.io/node-name"
+_NODE_UID: Final = "authentication.kubernetes.io/node-uid"
+_POD_NAME: Final = "authentication.kubernetes.io/pod-name"
+_POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 AUDIENCE: Final = "https://kubernetes.default.svc"
 
 
@@ -29,6 +32,8 @@ class User:
     name: str
     uid: str = ""
     groups: tuple[str, ...] = (_AUTHENTICATED,)
+    extra: tuple[tuple[str, str], ...] = ()
+    """What else the token tells, e.g. the node of the pod that it was made for."""
 
     def as_json(self) -> dict[str, Any]:
         """``userInfo`` of reviews."""
@@ -36,6 +41,8 @@ class User:
         if self.uid:
             found["uid"] = self.uid
         found["groups"] = list(self.groups)
+        if self.extra:
+            found["extra"] = {key: [value] for key, value in self.extra}
         return found
 
 
@@ -52,7 +59,10 @@ def unauthorized() -> ApiError:
 
 
 class Tokens:
-    """The tokens that are accepted. The file is ``token,user,uid,"group,group"`` a line, as kube-apiserver reads it."""
+    """The tokens that are accepted. The file is ``token,user,uid,"group,group"`` a line, as kube-apiserver reads it.
+
+    A fifth column (``key=value,…``), which that ignores, is what else the token tells.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +78,7 @@ class Tokens:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", newline="") as file:
             for user, token in tokens.items():
-                csv.writer(file).writerow([token, user, user, "system:masters"])
+                csv.writer(file).writerow([token, user, user, MASTERS])
 
     def _read(self) -> None:
         self._changed = self.path.stat().st_mtime_ns
@@ -78,15 +88,15 @@ class Tokens:
                 if len(row) < 2:
                     continue
                 groups = tuple(name for name in (row[3] if len(row) > 3 else "").split(",") if name)
-                users[row[0]] = User(row[1], row[2] if len(row) > 2 else "", (*groups, _AUTHENTICATED))
+                pairs = [item.partition("=") for item in (row[4] if len(row) > 4 else "").split(",") if item]
+                extra = tuple((key, value) for key, _, value in pairs)
+                users[row[0]] = User(row[1], row[2] if len(row) > 2 else "", (*groups, _AUTHENTICATED), extra)
         self._users = users
 
     @property
     def admin(self) -> str:
         """The administrator's token."""
-        return next(
-            (token for token, user in self._users.items() if "system:masters" in user.groups), next(iter(self._users))
-        )
+        return next((token for token, user in self._users.items() if MASTERS in user.groups), next(iter(self._users)))
 
     def token_of(self, user: str) -> str | None:
         """The token of a user of the file."""
@@ -118,10 +128,32 @@ class Tokens:
             return None
         return issued.user, issued.audiences
 
-    def issue(self, namespace: str, name: str, uid: str, audiences: tuple[str, ...], seconds: int) -> str:
+    def account(self, namespace: str, name: str, node: str = "") -> str:
+        """A token of a service account that lasts, as if for a pod on ``node``; kept in the file."""
+        user = f"system:serviceaccount:{namespace}:{name}"
+        extra = ((NODE_NAME, node),) if node else ()
+        for token, found in self._users.items():
+            if (found.name, found.extra) == (user, extra):
+                return token
+        made = secrets.token_urlsafe(32)
+        groups = ",".join(_account_groups(namespace))
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow([made, user, "", groups, ",".join(f"{key}={value}" for key, value in extra)])
+        self._read()
+        return made
+
+    def issue(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        audiences: tuple[str, ...],
+        seconds: int,
+        extra: tuple[tuple[str, str], ...] = (),
+    ) -> str:
         """A token for a service account that expires."""
-        groups = ("system:serviceaccounts", f"system:serviceaccounts:{namespace}", _AUTHENTICATED)
-        user = User(f"system:serviceaccount:{namespace}:{name}", uid, groups)
+        groups = (*_account_groups(namespace), _AUTHENTICATED)
+        user = User(f"system:serviceaccount:{namespace}:{name}", uid, groups, extra)
         token = secrets.token_urlsafe(48)
         self._issued[token] = _Issued(user, audiences, time.time() + seconds)
         return token
@@ -129,6 +161,21 @@ class Tokens:
     def revoke(self, uid: str) -> None:
         """Forget the tokens of a service account that is gone."""
         self._issued = {token: issued for token, issued in self._issued.items() if issued.user.uid != uid}
+
+
+def _account_groups(namespace: str) -> tuple[str, str]:
+    return "system:serviceaccounts", f"system:serviceaccounts:{namespace}"
+
+
+def bound_to(kind: str, metadata: Mapping[str, Any], node: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """What a token tells that is bound to a Pod (on ``node``, the metadata of one, if it is bound) or to a Node."""
+    found: list[tuple[str, str]] = []
+    if kind == "Pod":
+        found += [(_POD_NAME, metadata["name"]), (_POD_UID, metadata["uid"])]
+    place = metadata if kind == "Node" else node
+    if place is not None:
+        found += [(NODE_NAME, place["name"]), (_NODE_UID, place["uid"])]
+    return tuple(found)
 
 
 def write_kubeconfig(path: Path, url: str, authority: bytes, token: str, *, user: str = ADMIN) -> None:

@@ -183,6 +183,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def creates_on_update(info: ResourceInfo) -> bool:
+    """Whether a PUT of an object that is not there makes it."""
+    return info.storage_key in _CREATE_ON_UPDATE
+
+
 @dataclass(frozen=True, slots=True)
 class Deleted:
     """What a delete did: the object as it is, or was, and whether it is gone."""

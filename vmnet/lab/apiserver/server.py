@@ -4,13 +4,16 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import functools
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -20,6 +23,7 @@ from vmnet.lab.apiserver import (
     discovery,
     openapi,
     patches,
+    privileges,
     protobuf,
     representations,
     selectors,
@@ -28,12 +32,14 @@ from vmnet.lab.apiserver import (
 )
 from vmnet.lab.apiserver.admission import Admission, Asked
 from vmnet.lab.apiserver.aggregation import PROXIED, Handler, KubeletProxy, Mounts, NodeProxy
-from vmnet.lab.apiserver.authentication import ADMIN, Tokens, User, unauthorized, write_kubeconfig
+from vmnet.lab.apiserver.audit import Audit
+from vmnet.lab.apiserver.authentication import ADMIN, MASTERS, Tokens, User, unauthorized, write_kubeconfig
+from vmnet.lab.apiserver.authorization import Attributes, Authorizer, refused
 from vmnet.lab.apiserver.certificates import Certificates, prepare
 from vmnet.lab.apiserver.definitions import Definitions
 from vmnet.lab.apiserver.garbage import Collector
 from vmnet.lab.apiserver.namespaces import STANDARD, Namespaces
-from vmnet.lab.apiserver.objects import NAMESPACES, SERVICES, Objects
+from vmnet.lab.apiserver.objects import NAMESPACES, SERVICES, Objects, creates_on_update
 from vmnet.lab.apiserver.requests import (
     DeleteOptions,
     ListOptions,
@@ -82,6 +88,7 @@ _BODY_TYPES: Final = "application/json, application/yaml, application/vnd.kubern
 _PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
 _SHOWN_BYTES: Final = 30
 """How much of a body that cannot be parsed its error shows."""
+_ONE_NAME: Final = re.compile(r"metadata\.name==?([^,=!]+)")
 SERVER: Final = "vmnet-apiserver"
 
 
@@ -124,6 +131,7 @@ class ApiServer:
         hosts: Sequence[str] = (),
         node_proxy: NodeProxy | None = None,
         token_file: Path | None = None,
+        audit_log: Path | None = None,
         history: int | None = None,
     ) -> None:
         self._directory = directory
@@ -142,6 +150,8 @@ class ApiServer:
         self.collector = Collector(self.objects)
         self.namespaces = Namespaces(self.objects)
         self.tokens = Tokens(token_file or directory / "tokens.csv")
+        self.authorizer = Authorizer(self.store)
+        self.audit = Audit(audit_log)
         self.mounts = Mounts()
         self.admission = Admission(self.store)
         self._own_proxy = KubeletProxy(self.store, self.tokens.admin)
@@ -199,6 +209,7 @@ class ApiServer:
             self._runner = None
         await self._own_proxy.close()
         await self.admission.close()
+        self.audit.close()
 
     async def __aenter__(self) -> "ApiServer":
         await self.start()
@@ -232,6 +243,13 @@ class ApiServer:
         if token is None:
             raise LookupError(f"no token for {user}")
         write_kubeconfig(path, url or self.url, self.certificates.authority.read_bytes(), token, user=user)
+        return path
+
+    def account_kubeconfig(self, path: Path, namespace: str, name: str, node: str = "") -> Path:
+        """Write a kubeconfig for a service account, as if for a pod of it on ``node``. It needs no such object."""
+        user = f"system:serviceaccount:{namespace}:{name}"
+        token = self.tokens.account(namespace, name, node)
+        write_kubeconfig(path, self.url, self.certificates.authority.read_bytes(), token, user=user)
         return path
 
     def mount(self, group: str, version: str, resources: Sequence[ResourceInfo], handler: Handler) -> None:
@@ -281,10 +299,11 @@ class ApiServer:
         try:
             path = request.raw_path.split("?", 1)[0]
             user = self._authenticate(request, path)
+            target = parse_path(path)
+            user = self._authorize(request, path, user, target)
             handler = self.mounts.find(path)
             if handler is not None:
                 return await handler(request)
-            target = parse_path(path)
             if target is None:
                 return self._document(request, path)
             if "accept" in request.headers and target.subresource not in PROXIED:
@@ -316,29 +335,38 @@ class ApiServer:
             if token is None:
                 raise self._anonymous(request, path)
             header = f"Bearer {token}"
-        user = self.tokens.authenticate(header)
-        impersonated = request.headers.get("Impersonate-User")
-        if impersonated:
-            groups = (*request.headers.getall("Impersonate-Group", []), "system:authenticated")
-            return User(impersonated, request.headers.get("Impersonate-Uid", ""), groups)
+        return self.tokens.authenticate(header)
+
+    def _authorize(self, request: web.Request, path: str, user: User, target: Target | None) -> User:
+        """Who is taken to ask: somebody else where that is wanted and allowed. Raises ApiError (403)."""
+        asked = _attributes(request, path, target)
+        agent = request.headers.get("User-Agent", "")
+        impersonated = _impersonated(request)
+        if impersonated is not None:
+            if not self.authorizer.decide(
+                user, Attributes("impersonate", resource="users", name=impersonated.name)
+            ).allowed:
+                raise refused(user, replace(asked, verb=f"impersonate-on:user-info:{asked.verb}"))
+            user = impersonated
+        # Health and version are open to all; a method that no verb stands for is refused later, as such.
+        open_to_all = (target is None and path.startswith(_OPEN)) or not asked.verb
+        allowed = open_to_all or self.authorizer.decide(user, asked).allowed
+        self.audit.note(user, agent, asked, allowed=allowed)
+        if not allowed:
+            raise refused(user, asked)
         return user
+
+    def _permits(self, call: Call, asked: Attributes) -> bool:
+        """Whether the one who calls may do something else too."""
+        allowed = self.authorizer.decide(call.user, asked).allowed
+        self.audit.note(call.user, call.agent, asked, allowed=allowed)
+        return allowed
 
     def _anonymous(self, request: web.Request, path: str) -> ApiError:
         target = parse_path(path)
-        who = 'User "system:anonymous" cannot'
-        if target is None:
-            verb = request.method.lower()
-            return ApiError(403, "Forbidden", f'forbidden: {who} {verb} path "{path}"', {})
-        info = self.registry.lookup(target.group, target.version, target.plural)
-        if info is None:
+        if target is not None and self.registry.lookup(target.group, target.version, target.plural) is None:
             return unauthorized()
-        verb = _verb(request, target)
-        where = f'in the namespace "{target.namespace}"' if target.namespace else "at the cluster scope"
-        plural = f"{target.plural}/{target.subresource}" if target.subresource else target.plural
-        subject = f'{info.qualified_name} "{target.name}"' if target.name else info.qualified_name
-        message = f'{subject} is forbidden: {who} {verb} resource "{plural}" in API group "{target.group}" {where}'
-        found = {"name": target.name, "group": target.group, "kind": target.plural}
-        return ApiError(403, "Forbidden", message, {key: value for key, value in found.items() if value})
+        return refused(User("system:anonymous"), _attributes(request, path, target))
 
     def _document(self, request: web.Request, path: str) -> web.StreamResponse:
         """Everything that is no resource: health, version, discovery, OpenAPI."""
@@ -506,7 +534,8 @@ class ApiServer:
         body = await self._body(call, info.kind, options)
         if "list" not in info.verbs and info.kind != "Binding":
             now = self.objects.timestamp()
-            return self._answer(call, subresources.review(info, body, call.user, self.tokens, now), representation, 201)
+            found = subresources.review(info, body, call.user, self.tokens, self.authorizer, now)
+            return self._answer(call, found, representation, 201)
         if info.kind == "Binding":
             name = ((body or {}).get("metadata") or {}).get("name", "")
             pods = self._builtin("", "v1", "pods")
@@ -564,6 +593,14 @@ class ApiServer:
         info, target = call.info, call.target
         stored = self.store.get(info.storage_key, (target.namespace, target.name)) if target.name else None
         operation = "CREATE" if stored is None else "UPDATE"
+        if stored is None and _may_create(call, verb) and not self._permits(call, _of_call(call, "create")):
+            raise refused(call.user, _of_call(call, "create"))
+        content = await call.request.read()
+        if privileges.concerned(info, target.subresource, content) and MASTERS not in call.user.groups:
+            proposed = write(replace(options, dry_run=True, warnings=[]))
+            before = stored.obj if stored is not None else None
+            permits = functools.partial(self._permits, call)
+            privileges.check(self.registry, info, target.subresource, proposed, before, permits)
         if not self.admission.concerns(info, operation, target.subresource):
             return
         shape = {"CREATE": "CreateOptions", "PATCH": "PatchOptions"}.get(verb, "UpdateOptions")
@@ -776,6 +813,45 @@ def _decoded_patch(media_type: str, content: bytes) -> Any:
         return decoding.parse_json(content)[0]
     except ValueError as error:
         raise bad_request(f"error decoding patch: {decoding.go_json_error(error, content)}") from error
+
+
+def _may_create(call: Call, verb: str) -> bool:
+    """Whether a PUT or PATCH of something that is not there makes it, which takes that right too."""
+    if verb == "PATCH":
+        return call.request.headers.get("Content-Type", "").startswith(patches.APPLY_PATCH)
+    return verb == "UPDATE" and creates_on_update(call.info)
+
+
+def _of_call(call: Call, verb: str) -> Attributes:
+    target = call.target
+    return Attributes(verb, target.group, target.plural, target.subresource, target.namespace, target.name)
+
+
+def _attributes(request: web.Request, path: str, target: Target | None) -> Attributes:
+    """What a request asks for, as authorization sees it."""
+    if target is None:
+        return Attributes(request.method.lower(), path=path)
+    verb, name = _verb(request, target), target.name
+    if not name and verb in ("list", "watch", "deletecollection"):
+        # One object by a selector is one object.
+        match = _ONE_NAME.fullmatch(request.query.get("fieldSelector", ""))
+        name = match[1] if match else ""
+    namespace = target.name if target.plural == "namespaces" and not target.group else target.namespace
+    return Attributes(verb, target.group, target.plural, target.subresource, namespace, name)
+
+
+def _impersonated(request: web.Request) -> User | None:
+    name = request.headers.get("Impersonate-User")
+    if not name:
+        return None
+    groups = (*request.headers.getall("Impersonate-Group", []), "system:authenticated")
+    prefix = "impersonate-extra-"
+    extra = tuple(
+        (unquote(key.lower().removeprefix(prefix)), value)
+        for key, value in request.headers.items()
+        if key.lower().startswith(prefix)
+    )
+    return User(name, request.headers.get("Impersonate-Uid", ""), groups, extra)
 
 
 def _verb(request: web.Request, target: Target) -> str:

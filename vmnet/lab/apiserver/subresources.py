@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from vmnet.lab.apiserver import selectors
-from vmnet.lab.apiserver.authentication import AUDIENCE, Tokens, User
-from vmnet.lab.apiserver.objects import PODS, Objects
+from vmnet.lab.apiserver.authentication import AUDIENCE, Tokens, User, bound_to
+from vmnet.lab.apiserver.authorization import Attributes, Authorizer
+from vmnet.lab.apiserver.objects import NODES, PODS, Objects
 from vmnet.lab.apiserver.requests import DeleteOptions, WriteOptions
 from vmnet.lab.apiserver.resources import ResourceInfo
 from vmnet.lab.apiserver.status import (
@@ -235,14 +236,11 @@ def request_token(
         found = {"group": "authentication.k8s.io", "kind": "TokenRequest", "causes": [cause.as_json()]}
         raise ApiError(422, "Invalid", message, found)
     bound = spec.get("boundObjectRef")
-    if bound and bound.get("kind") == "Pod":
-        pods = objects.registry.lookup("", "v1", "pods")
-        if pods is not None and objects.store.get(PODS, (namespace, bound.get("name", ""))) is None:
-            raise not_found(pods, bound.get("name", ""))
+    extra = _bound(objects, namespace, bound) if bound else ()
     audiences = tuple(spec.get("audiences") or (AUDIENCE,))
     now = objects.now()
     expires = datetime.fromtimestamp(now.timestamp() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    token = "" if dry_run else tokens.issue(namespace, name, account["uid"], audiences, seconds)
+    token = "" if dry_run else tokens.issue(namespace, name, account["uid"], audiences, seconds, extra)
     return {
         "kind": "TokenRequest",
         "apiVersion": "authentication.k8s.io/v1",
@@ -257,7 +255,33 @@ def request_token(
     }
 
 
-def review(info: ResourceInfo, body: Any, user: User, tokens: Tokens, now: str) -> Object:
+def _bound(objects: Objects, namespace: str, bound: Any) -> tuple[tuple[str, str], ...]:
+    """What a token tells of the Pod or Node that it is bound to. Raises ApiError (404)."""
+    kind, name = str(bound.get("kind", "")), str(bound.get("name", ""))
+    places = {"Pod": ("pods", PODS, namespace), "Node": ("nodes", NODES, "")}
+    if kind not in places:
+        return ()
+    plural, storage, where = places[kind]
+    info = objects.registry.lookup("", "v1", plural)
+    stored = objects.store.get(storage, (where, name))
+    if stored is None:
+        if info is None:
+            raise LookupError(plural)
+        raise not_found(info, name)
+    node = objects.store.get(NODES, ("", (stored.obj.get("spec") or {}).get("nodeName", "")))
+    return bound_to(kind, stored.obj["metadata"], node.obj["metadata"] if node else None)
+
+
+def _reviewed(spec: Any) -> Attributes:
+    """What an access review asks for."""
+    resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    if resource is None:
+        return Attributes(str(path.get("verb", "")), path=str(path.get("path", "")))
+    fields = ("verb", "group", "resource", "subresource", "namespace", "name")
+    return Attributes(**{name: str(resource.get(name) or "") for name in fields})
+
+
+def review(info: ResourceInfo, body: Any, user: User, tokens: Tokens, authorizer: Authorizer, now: str) -> Object:
     """The kinds that are answered and not kept: access, token and self reviews. Raises ApiError."""
     body = body or {}
     spec = body.get("spec") or {}
@@ -273,12 +297,18 @@ def review(info: ResourceInfo, body: Any, user: User, tokens: Tokens, now: str) 
                 message = f'.{info.group} "" is invalid: {cause.field}: {cause.message}'
                 causes = [cause.as_json()]
                 raise ApiError(422, "Invalid", message, {"group": info.group, "causes": causes})
-            found["status"] = {"allowed": True, "reason": "the lab allows everything to everyone it knows"}
+            if info.kind != "SelfSubjectAccessReview":
+                user = User(str(spec.get("user") or ""), groups=tuple(spec.get("groups") or ()))
+            decision = authorizer.decide(user, _reviewed(spec))
+            found["status"] = {"allowed": decision.allowed}
+            if decision.reason:
+                found["status"]["reason"] = decision.reason
         case "SelfSubjectRulesReview":
             found["spec"] = {}
+            rules = [dict(rule) for rule in authorizer.rules(user, str(spec.get("namespace") or ""))]
             found["status"] = {
-                "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
-                "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+                "resourceRules": [rule for rule in rules if "resources" in rule],
+                "nonResourceRules": [rule for rule in rules if "nonResourceURLs" in rule],
                 "incomplete": False,
             }
         case "SelfSubjectReview":

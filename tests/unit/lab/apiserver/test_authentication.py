@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmnet.lab.apiserver.authentication import Tokens, write_kubeconfig
+from vmnet.lab.apiserver.authentication import NODE_NAME, Tokens, write_kubeconfig
 from vmnet.lab.apiserver.status import ApiError
 
 
@@ -45,6 +45,19 @@ def test_issued_tokens_expire_and_can_be_revoked(tmp_path: Path) -> None:
     assert tokens.lookup(tokens.issue("a", "robot", "uid-1", ("lab",), -1)) is None
     tokens.revoke("uid-1")
     assert tokens.lookup(token) is None
+
+
+def test_a_token_that_lasts_for_an_account_on_a_node(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.csv"
+    tokens = Tokens(path)
+    first = tokens.account("a", "robot", "n1")
+    assert tokens.account("a", "robot", "n2") != first
+    assert Tokens(path).account("a", "robot", "n1") == first
+    assert Tokens(path).authenticate(f"Bearer {first}").as_json() == {
+        "username": "system:serviceaccount:a:robot",
+        "groups": ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"],
+        "extra": {NODE_NAME: ["n1"]},
+    }
 
 
 def test_a_kubeconfig_is_complete_and_private(tmp_path: Path) -> None:
