@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,69 +18,47 @@ from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.health_checks import HealthChecks
-from vmnet.agent.multus import CONFIGURATIONS, Mode, Multus
-from vmnet.agent.name_queries import SOCKET, NameQueries
+from vmnet.agent.multus import Mode, Multus
+from vmnet.agent.name_queries import NameQueries
 from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.peers import Peers
 from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Names, Responders
-from vmnet.agent.service_tables import DEFAULT_SERVICES, ServiceTables
+from vmnet.agent.service_tables import ServiceTables
 from vmnet.agent.services import AddressService, NameService
 from vmnet.cni.call import DELETED_DIRECTORY
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kube.api import Kube, KubeError
-from vmnet.model.addresses import IPNetwork
+from vmnet.model.configuration import Configuration
 from vmnet.model.endpoint import MachineReference, PortState
 from vmnet.runtime.queue import KeyedQueue, work
 from vmnet.runtime.tasks import TaskScope
 from vmnet_dns import message
 from vmnet_dns.forward import Routes, Upstream
+from vmnet_dns.server import upstream_routes
 
 log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 2.0
 """After this long a network that a pod has joined is looked at: not while others may join, they would wait for it."""
-RESYNC_SECONDS: Final = 300.0
-"""Every network is looked at again this often: what somebody changed by hand heals without an event."""
-
-
 TAKEN_SECONDS: Final = 20.0
 """A port for health checks that somebody else has is asked for again this often."""
 _HEALTH_CHECKS: Final = "health checks"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the administrator decides."""
-
-    node_name: str
-    cluster_domain: str = "cluster.local"
-    default_services: tuple[str, ...] = DEFAULT_SERVICES
-    """Services of the cluster that every network may use, as ``namespace/name``."""
-    service_ranges: tuple[IPNetwork, ...] = ()
-    """Ranges of cluster addresses that the API does not tell of."""
-    dns_upstreams: Routes = field(default_factory=dict)
-    """Servers by domain. Where the root has none, the cluster's own DNS is asked."""
-    dns_socket: Path = SOCKET
-    log_queries: bool = False
-    dns_ttl: int = 30
-    """Seconds, of machines' and pods' names."""
-    cni_socket: Path = Path("/run/vmnet/cni.sock")
-    cni_deleted: Path = Path(DELETED_DIRECTORY)
-    multus: Mode = Mode.AUTO
-    cni_configurations: Path = CONFIGURATIONS
-    kubelet_cgroup: str | None = None
-    """Path of the kubelet's control group; None to look for it, empty to do without."""
-    localnets: tuple[tuple[str, str], ...] = ()
-    """Physical network of Localnet topologies, and the bridge of this node that carries it."""
-
-
 class Agent:
     """Runs until cancelled. Everything it made stays in the kernel when it ends, for the next one to adopt."""
 
-    def __init__(self, settings: Settings, kernel: Kernel, kube: Kube, stores: Stores) -> None:
+    def __init__(self, configuration: Configuration, kernel: Kernel, kube: Kube, stores: Stores) -> None:
+        """``configuration`` names the node."""
+        own, dns, domain = configuration.agent, configuration.dns, configuration.shared.cluster_domain
+        if own.node_name is None:
+            raise ValueError("an agent without a node")
         self._stores = stores
-        self._settings = settings
+        self._node_name = own.node_name
+        self._resync_seconds = float(own.resync_seconds)
+        self._upstreams = upstream_routes(dns.upstreams)
+        """Servers by domain. Where the root has none, the cluster's own DNS is asked."""
         self._network_queue = KeyedQueue()
         self._machine_queue = KeyedQueue()
         self._name_queue = KeyedQueue()
@@ -92,44 +69,44 @@ class Agent:
             on_network=self._network_changed,
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
         )
-        self._policies = PolicyTables(kube, stores, self._cluster, settings.node_name, self._network_queue.add)
+        self._policies = PolicyTables(kube, stores, self._cluster, self._node_name, self._network_queue.add)
         self._defaults = DefaultInterfaces(
             kernel,
             kube,
             stores,
             self._cluster,
-            settings.node_name,
+            self._node_name,
             lambda: self._node_queue.add("node"),
-            settings.kubelet_cgroup,
+            own.kubelet_cgroup,
         )
         self._services = ServiceTables(
             stores,
             self._cluster,
             on_network=self._network_changed,
             on_node=lambda: self._node_queue.add("node"),
-            default_services=settings.default_services,
-            ranges=settings.service_ranges,
+            default_services=own.default_services,
+            ranges=own.service_ranges,
         )
         sources: tuple[TableSource, ...] = (
             self._services,
             self._policies,
             self._defaults,
         )
-        self._guests = GuestServices(kernel, settings.cluster_domain)
+        self._guests = GuestServices(kernel, domain)
         self._responders = Responders(
             kernel,
             upstreams=self._dns_routes,
             interface=self._interface_name,
-            domain=settings.cluster_domain,
-            ttl=settings.dns_ttl,
-            log_queries=settings.log_queries,
+            domain=domain,
+            ttl=dns.ttl,
+            log_queries=dns.log_queries,
         )
-        self._queries = NameQueries(settings.dns_socket, self._responders)
-        self._announcer = Announcer(kernel, settings.cluster_domain)
+        self._queries = NameQueries(dns.socket, self._responders)
+        self._announcer = Announcer(kernel, domain)
         self._networks = Networks(
             kernel,
             self._cluster,
-            settings.node_name,
+            self._node_name,
             (
                 AddressService(self._guests),
                 NameService(self._responders, self._names),
@@ -138,21 +115,21 @@ class Agent:
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
-            localnets=dict(settings.localnets),
+            localnets=dict(own.localnets),
             on_observed=self._defaults.observed,
             default_services=self._services.default_addresses,
         )
-        self._credentials = Credentials(kube, settings.node_name)
+        self._credentials = Credentials(kube, self._node_name)
         holds = Holds(kernel)
         self._peers = Peers(self._credentials, Departures(kernel, self._cluster, self._networks, holds).answer)
         self._arrivals = Arrivals(kernel, self._cluster, self._networks, self._peers, holds)
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer, self._arrivals)
-        multus = Multus(settings.multus, settings.cni_configurations)
+        multus = Multus(Mode(own.multus), own.cni_configurations)
         self._attachments = Attachments(
             kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus, self._defaults
         )
         self._health_checks = HealthChecks(lambda: self.not_ready() is None)
-        self._server = CniServer(settings.cni_socket, self._attachments.handle)
+        self._server = CniServer(own.cni_socket, self._attachments.handle)
 
     def not_ready(self) -> str | None:
         """Why the node's datapath is not in place, None when it is."""
@@ -219,8 +196,8 @@ class Agent:
     async def _start(self) -> None:
         for store in self._stores.all():
             await store.synced.wait()
-        while self._cluster.node(self._settings.node_name) is None:
-            log.info("waiting for node %s to have an InternalIP", self._settings.node_name)
+        while self._cluster.node(self._node_name) is None:
+            log.info("waiting for node %s to have an InternalIP", self._node_name)
             await asyncio.sleep(0.5)
         await self._defaults.adopt()
         for endpoint in await self._networks.adopt():
@@ -236,9 +213,9 @@ class Agent:
                 if gate.standby and gate.open:
                     self._cut_overs.catch_up(found.network, endpoint)
                 self._machine_queue.add(f"{endpoint.machine.namespace}/{endpoint.machine.name}")
-        await self._attachments.catch_up(self._settings.cni_deleted)
+        await self._attachments.catch_up(Path(DELETED_DIRECTORY))
         self._adopted.set()
-        log.info("node %s: %d networks taken over", self._settings.node_name, len(self._networks.rendered()))
+        log.info("node %s: %d networks taken over", self._node_name, len(self._networks.rendered()))
 
     def _network_changed(self, network: str) -> None:
         self._network_queue.add(network)
@@ -254,7 +231,7 @@ class Agent:
 
     def _dns_routes(self) -> Routes:
         root = message.encode_name(".")
-        routes = dict(self._settings.dns_upstreams)
+        routes = dict(self._upstreams)
         if not routes.get(root):
             routes[root] = tuple(Upstream(address) for address in self._services.name_servers())
         return routes
@@ -268,15 +245,15 @@ class Agent:
         await self._networks.render(name)
         # A namespace has got, or lost, its network: its Services are ours, or not.
         self._node_queue.add(_HEALTH_CHECKS)
-        return RESYNC_SECONDS
+        return self._resync_seconds
 
     async def _reconcile_node(self, key: str) -> float | None:
         if key == _HEALTH_CHECKS:
-            free = await self._health_checks.follow(self._services.health_checks(self._settings.node_name))
+            free = await self._health_checks.follow(self._services.health_checks(self._node_name))
             return None if free else TAKEN_SECONDS
         self._node_queue.add(_HEALTH_CHECKS)
         await self._networks.prepare_node()
-        return RESYNC_SECONDS
+        return self._resync_seconds
 
     async def _reconcile_machine(self, key: str) -> float | None:
         namespace, _, name = key.partition("/")

@@ -5,11 +5,10 @@ import json
 import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+
+from vmnet.model.configuration import CNI_CONFIGURATIONS
 
 log = logging.getLogger(__name__)
-
-CONFIGURATIONS: Final = Path("/etc/cni/net.d")
 
 
 class Mode(StrEnum):
@@ -24,7 +23,7 @@ class Mode(StrEnum):
 class Multus:
     """Asked on every ADD: Multus may be installed while pods run."""
 
-    def __init__(self, mode: Mode = Mode.AUTO, directory: Path = CONFIGURATIONS) -> None:
+    def __init__(self, mode: Mode = Mode.AUTO, directory: Path = CNI_CONFIGURATIONS) -> None:
         self._mode = mode
         self._directory = directory
         self._seen = False

@@ -18,7 +18,6 @@ from vmnet_dns.server import Explanation
 
 log = logging.getLogger(__name__)
 
-SOCKET: Final = Path("/run/vmnet/dns.sock")
 SECONDS: Final = 10.0
 LONGEST: Final = 4096
 """Octets of a question."""

@@ -11,6 +11,7 @@ from vmnet.agent.health_checks import HealthCheck
 from vmnet.kube.api import Object, object_key
 from vmnet.model import addresses, names, service
 from vmnet.model.addresses import IPAddress, IPNetwork
+from vmnet.model.configuration import DEFAULT_SERVICES
 from vmnet.model.endpoint import Join, NodeNetwork
 from vmnet.model.service import Service
 from vmnet.plan import services as plan
@@ -18,10 +19,6 @@ from vmnet.plan.services import Place
 from vmnet.plan.table import Table
 
 log = logging.getLogger(__name__)
-
-DEFAULT_SERVICES: Final = ("default/kubernetes", "kube-system/kube-dns")
-"""Services of the cluster that every network may use; the node's own kube-proxy serves them."""
-
 
 CLUSTER_DNS: Final = "kube-system/kube-dns"
 

@@ -10,12 +10,12 @@ import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
 from vmnet import metrics
+from vmnet.cmd import sources
 from vmnet.controller.agent_certificates import Signer
 from vmnet.controller.cluster import WATCHED, Cluster
 from vmnet.controller.controller import Controller
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 LEASE: Final = "vmnet-controller"
 _PATIENCE: Final = Backoff()
-_LEVELS: Final = ("debug", "info", "warning", "error")
 _MAY_BE_ABSENT: Final = {VMS, VMIS, VMIMS}
 """KubeVirt may not be installed. Our own CRDs may not be there yet either, but without them there is no work."""
 _OWN: Final = (UDNS, CUDNS, NADS, CLAIMS)
@@ -52,30 +51,7 @@ _OWN: Final = (UDNS, CUDNS, NADS, CLAIMS)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument(
-        "--kubeconfig", type=Path, help="file to connect with (default: $KUBECONFIG, then the pod's own)"
-    )
-    parser.add_argument("--namespace", default="vmnet-system", help="where the leader's lease lives (%(default)s)")
-    parser.add_argument(
-        "--metrics-address",
-        type=host_and_port,
-        default="127.0.0.1:9411",
-        metavar="HOST:PORT",
-        help="where /metrics, /livez and /readyz are served (%(default)s)",
-    )
-    parser.add_argument(
-        "--webhook-address",
-        type=host_and_port,
-        metavar="HOST:PORT",
-        help="where the webhook on virt-launcher pods is served, over TLS (default: it is not served)",
-    )
-    parser.add_argument(
-        "--webhook-url",
-        metavar="URL",
-        help="how the API server reaches the webhook where it cannot use a Service (https://HOST:PORT)",
-    )
-    parser.add_argument("--cluster-domain", default="cluster.local", help="DNS domain of the cluster (%(default)s)")
-    parser.add_argument("--log-level", choices=_LEVELS, help="default: info, or $VMNET_LOG_LEVEL")
+    sources.add_arguments(parser, "shared", "controller")
 
 
 async def _elect(kube: Kube, namespace: str, elector: Elector, leading: Callable[[], Awaitable[None]]) -> None:
@@ -99,34 +75,28 @@ async def _elect(kube: Kube, namespace: str, elector: Elector, leading: Callable
     await elector.run(leading)
 
 
-def host_and_port(text: str) -> tuple[str, int]:
-    """Split ``host:port``; IPv6 hosts stand in brackets. Raises ValueError."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isdecimal():
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 async def run(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT (0), or until the lease is lost (1: whoever started us starts us again)."""
-    if arguments.log_level:
-        logging.getLogger().setLevel(arguments.log_level.upper())
-    host, port = arguments.metrics_address
+    settled = sources.settle(arguments)
+    logging.getLogger().setLevel(settled.configuration.shared.log_level.upper())
+    settled.tell("shared", "controller")
+    shared, own = settled.configuration.shared, settled.configuration.controller
+    namespace = own.namespace
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    kube = await KubeClient.connect(arguments.kubeconfig, user_agent="vmnet-controller")
+    kube = await KubeClient.connect(shared.kubeconfig, user_agent="vmnet-controller")
     try:
         informers = {resource: ListWatch(kube, resource, optional=resource in _MAY_BE_ABSENT) for resource in WATCHED}
         cluster = Cluster(informers)
         controller = Controller(kube, cluster)
         identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
-        elector = Elector(kube, namespace=arguments.namespace, name=LEASE, identity=identity)
+        elector = Elector(kube, namespace=namespace, name=LEASE, identity=identity)
         lost = False
-        place = Place(arguments.namespace, arguments.webhook_url)
-        served = arguments.webhook_address
-        webhook = Server(kube, Reviewer(kube, cluster, arguments.namespace), place, served) if served else None
+        place = Place(namespace, own.webhook_url)
+        served = (own.webhook_address.host, own.webhook_address.port) if own.webhook_address else None
+        webhook = Server(kube, Reviewer(kube, cluster, namespace), place, served) if served else None
 
         def ready() -> str | None:
             behind = sorted(item.resource.plural for item in informers.values() if not item.synced.is_set())
@@ -141,10 +111,10 @@ async def run(arguments: argparse.Namespace) -> int:
         async def leading() -> None:
             nonlocal lost
             try:
-                async with TaskScope() as own:
-                    own.service(Signer(kube, arguments.namespace).run(), "agents' certificates")
+                async with TaskScope() as duties:
+                    duties.service(Signer(kube, namespace).run(), "agents' certificates")
                     if webhook is not None:
-                        own.service(Keeper(kube, place).run(), "webhook certificates")
+                        duties.service(Keeper(kube, place).run(), "webhook certificates")
                     await controller.run()
             finally:
                 # Only a fresh process may lead again: this one's memory may be behind what the next leader writes.
@@ -154,14 +124,14 @@ async def run(arguments: argparse.Namespace) -> int:
         runner = web.AppRunner(metrics.application(ready), access_log=None)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, own.metrics_address.host, own.metrics_address.port).start()
             async with TaskScope() as tasks:
                 for informer in informers.values():
                     tasks.service(informer.run(), f"watch {informer.resource.plural}")
                 if webhook is not None:
                     tasks.service(webhook.run(), "webhook")
-                election = tasks.start(_elect(kube, arguments.namespace, elector, leading), "election")
-                log.info("controller %s, cluster domain %s", identity, arguments.cluster_domain)
+                election = tasks.start(_elect(kube, namespace, elector, leading), "election")
+                log.info("controller %s, cluster domain %s", identity, shared.cluster_domain)
                 await stop.wait()
                 election.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.agent.name_queries import SOCKET
+from vmnet.model.configuration import BY_PATH
 
 SECONDS: Final = 15.0
 _WHY: Final = {
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     query.add_argument("name", help="name to ask for, in full")
     query.add_argument("--type", "-t", default="A", help="A, AAAA, SRV, PTR, … (%(default)s)")
     query.add_argument("--output", "-o", choices=("text", "json"), default="text", help="%(default)s")
-    query.add_argument("--socket", type=Path, default=SOCKET, help="the agent's socket (%(default)s)")
+    query.add_argument(
+        "--socket", type=Path, default=BY_PATH["dns.socket"].default, help="the agent's socket (%(default)s)"
+    )
 
 
 async def run(arguments: argparse.Namespace) -> int:

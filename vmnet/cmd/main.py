@@ -15,7 +15,10 @@ from typing import Any, Final
 
 from vmnet.kube.api import KubeError
 from vmnet.lab.errors import LabError
+from vmnet.model.configuration import BY_PATH, ConfigurationError
 
+MISUSED: Final = 2
+"""Exit status after words or a configuration that cannot be, as argparse has it."""
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells expect."""
 
@@ -45,6 +48,7 @@ COMMANDS: Final = (
     Command("agent", "vmnet.cmd.agent", "owns one node's datapath (one per node; runs as a DaemonSet)"),
     Command("migration", "vmnet.cmd.migration", "what live migrations did to their machines' network"),
     Command("dns", "vmnet.cmd.dns", "what a network's DNS answers, and why (on a node)"),
+    Command("config", "vmnet.cmd.config", "what can be decided, what is decided and by whom"),
 )
 
 EPILOG: Final = """\
@@ -55,6 +59,7 @@ examples:
   vmnet lab kubectl -- get pods -A                kubectl, talking to it
   vmnet lab console blue -n blue-namespace        the serial console of a VM (ctrl-] leaves)
   vmnet migration list                            every machine's last migration, and what it cost
+  vmnet config show                               every option's value, who decided it, what it means
   vmnet controller --kubeconfig ~/.kube/config    the controller, outside a cluster
   vmnet COMMAND --help                            everything about one command
 """
@@ -89,19 +94,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if not word.startswith("-")), None)
     top, module = parser(chosen)
     arguments = top.parse_args(words)
-    logging.basicConfig(
-        level=os.environ.get("VMNET_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
     try:
+        logging.basicConfig(
+            level=_log_level(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
         return int(asyncio.run(module.run(arguments)))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"vmnet {arguments.command}: {problem}", file=sys.stderr)
+        print("  → all options: vmnet config show --default", file=sys.stderr)
+        return MISUSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except (LabError, KubeError, OSError, ExceptionGroup) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         return report(words, error)
+
+
+def _log_level() -> str:
+    """Of every command; controller and agent may be told otherwise by file or flag. Raises ConfigurationError."""
+    option = BY_PATH["shared.logLevel"]
+    (variable,) = option.variables
+    try:
+        return str(option.read_variable(os.environ.get(variable, option.default))).upper()
+    except ValueError as error:
+        raise ConfigurationError([f"variable {variable} ({option.path}): {error}"]) from error
 
 
 def report(words: Sequence[str], error: BaseException) -> int:
