@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from vmnet.cmd.main import parser
+from vmnet.cmd.sources import read_text, settle, settled
 from vmnet.lab import manifests
 from vmnet.lab.apiserver.pod_security import RESTRICTED, violations
 from vmnet.model import names
@@ -148,18 +149,34 @@ def test_the_programs_take_these_arguments(kind: str, name: str, folder: str) ->
     pod = named(kind, name, DEPLOY / folder)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     values = {"NODE_NAME": "n1", "NODE_ADDRESS": "192.0.2.1", "POD_NAME": "c", "POD_NAMESPACE": SYSTEM}
-    assert {item["name"] for item in container["env"]} <= values.keys()
-    arguments = []
-    for word in container["args"]:
+
+    def expanded(word: str) -> str:
         for variable, value in values.items():
             word = word.replace(f"$({variable})", value)
         assert "$(" not in word
-        arguments.append(word)
+        return word
+
+    environment = {item["name"]: expanded(item.get("value", f"$({item['name']})")) for item in container["env"]}
+    environment.pop("VMNET_CONFIG", None)  # its file is the ConfigMap's, which another test reads
+    arguments = [expanded(word) for word in container["args"]]
     command, _ = parser(arguments[0])
-    found = command.parse_args(arguments)
+    found = settle(command.parse_args(arguments), environment).configuration
     ports = {item["name"]: item["containerPort"] for item in container["ports"]}
-    assert found.metrics_address[1] == ports["metrics"]
-    assert getattr(found, "webhook_address", ("", 0))[1] == ports.get("webhook", 0)
+    if arguments[0] == "agent":
+        assert found.agent.node_name == "n1"
+        assert found.agent.metrics_address.port == ports["metrics"]
+    else:
+        assert found.controller.namespace == SYSTEM
+        assert found.controller.metrics_address.port == ports["metrics"]
+        assert found.controller.webhook_address is not None
+        assert found.controller.webhook_address.port == ports["webhook"]
+
+
+def test_the_configuration_is_sound() -> None:
+    text = named("ConfigMap", "vmnet-config")["data"]["config.yaml"]
+    values, problems = read_text(text.encode(), "config.yaml")
+    assert not problems
+    settled(values)
 
 
 def test_the_controller_runs_twice_and_restricted() -> None:
