@@ -3,7 +3,8 @@
 Names have the prefix ``vmnet_`` and base units; no address is ever a label.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -133,6 +134,19 @@ LEFT_OVERS: Final = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+NETWORK_HEALTHY: Final = Gauge(
+    "vmnet_network_healthy",
+    "1 when the last self-test of a network on a node found nothing wrong, else 0; none where the network is not.",
+    ["network", "node"],
+    registry=REGISTRY,
+)
+NETWORK_FAULTS: Final = Counter(
+    "vmnet_network_faults",
+    "Faults that self-tests found, by part (namespace, bridge, gateway, tunnel, join, tables, port, pod, answer). The"
+    " network is empty for what all networks of the node share.",
+    ["network", "node", "part"],
+    registry=REGISTRY,
+)
 RECONCILES: Final = Histogram(
     "vmnet_reconcile_seconds",
     "Reconciliations by kind and result.",
@@ -142,8 +156,19 @@ RECONCILES: Final = Histogram(
 )
 
 
-def application(ready: Callable[[], str | None]) -> web.Application:
-    """Serve metrics and health. ``ready`` returns None when all is well, else the reason why not."""
+def forget_network_health(network: str, node: str) -> None:
+    """A network has left the node."""
+    with contextlib.suppress(KeyError):
+        NETWORK_HEALTHY.remove(network, node)
+
+
+def application(
+    ready: Callable[[], str | None], networks: Callable[[], Mapping[str, Sequence[str]]] | None = None
+) -> web.Application:
+    """Serve metrics and health. ``ready`` returns None when all is well, else the reason why not.
+
+    ``networks``: what is wrong with each network of this node, as JSON below ``/networks``.
+    """
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -155,6 +180,11 @@ def application(ready: Callable[[], str | None]) -> web.Application:
         reason = ready()
         return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
 
+    async def list_networks(_: web.Request) -> web.Response:
+        return web.json_response(networks() if networks is not None else {})
+
     app = web.Application()
+    if networks is not None:
+        app.add_routes([web.get("/networks", list_networks)])
     app.add_routes([web.get("/metrics", metrics), web.get("/livez", livez), web.get("/readyz", readyz)])
     return app

@@ -24,11 +24,14 @@ from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.peers import Peers
 from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Names, Responders
+from vmnet.agent.self_test import SelfTest
 from vmnet.agent.service_tables import ServiceTables
 from vmnet.agent.services import AddressService, NameService
 from vmnet.cni.call import DELETED_DIRECTORY
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kube.api import Kube, KubeError
+from vmnet.kube.events import Recorder
+from vmnet.model import names
 from vmnet.model.configuration import Configuration
 from vmnet.model.endpoint import MachineReference, PortState
 from vmnet.runtime.queue import KeyedQueue, work
@@ -129,16 +132,37 @@ class Agent:
             kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus, self._defaults
         )
         self._health_checks = HealthChecks(lambda: self.not_ready() is None)
+        self._self_test = SelfTest(
+            kernel,
+            self._networks,
+            Recorder(kube, names.FIELD_MANAGER_AGENT, host=self._node_name),
+            self._network_queue.add,
+            lambda: self._node_queue.add("node"),
+            node=lambda: stores.nodes.get(self._node_name),
+            domain=domain,
+            period=float(own.self_test_seconds),
+        )
         self._server = CniServer(own.cni_socket, self._attachments.handle)
 
     def not_ready(self) -> str | None:
-        """Why the node's datapath is not in place, None when it is."""
+        """Why the node's datapath is not in place, a line for each reason; None when it is."""
+        return "\n".join(self.missing()) or None
+
+    def missing(self) -> tuple[str, ...]:
+        """What is not in place."""
+        found = []
         behind = sorted(store.resource.plural for store in self._stores.all() if not store.synced.is_set())
         if behind:
-            return f"not listed yet: {', '.join(behind)}"
+            found.append(f"not listed yet: {', '.join(behind)}")
+        elif self._cluster.node(self._node_name) is None:
+            found.append(f"node {self._node_name} has no InternalIP in the API")
         if not self._adopted.is_set():
-            return "the node's networks are being taken over"
-        return None
+            found.append("the node's networks are being taken over")
+        return (*found, *(fault.says for fault in self._self_test.node_faults()))
+
+    def networks(self) -> dict[str, list[str]]:
+        """The networks of this node, each with what the last self-test found wrong with it."""
+        return self._self_test.report()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -181,6 +205,7 @@ class Agent:
                 tasks.service(self._defaults.tell(), "events on opened ports")
                 tasks.service(self._credentials.run(), "this agent's certificate")
                 tasks.service(self._peers.serve(str(self._networks.this_node().address)), "other agents")
+                tasks.service(self._self_test.run(), "self-test")
                 tasks.service(self._defaults.follow_kubelet(), "the kubelet's control group")
                 await asyncio.Event().wait()
         finally:

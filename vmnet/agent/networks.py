@@ -14,9 +14,10 @@ from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Endpoint, Home, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role
-from vmnet.plan import edge, firewall, ops
+from vmnet.plan import edge, firewall, health, ops
 from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
+from vmnet.plan.health import Fault, Part
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import NetworkState, NodeState
 from vmnet.plan.table import Marks, Table
@@ -163,6 +164,50 @@ class Networks:
     def _node_tables(self) -> tuple[Table, ...]:
         primary = {name: found for name, found in self._desires.items() if found.network.role is Role.PRIMARY}
         return tuple(table for source in self._sources for table in source.node_tables(primary))
+
+    def known(self) -> frozenset[str]:
+        """Names of the networks that are on this node, or whose pods are."""
+        return frozenset(self._rendered) | {endpoint.network for endpoint in self._ports.values()}
+
+    def present(self, name: str) -> Network | None:
+        """A network as it is on this node; None when it is not."""
+        return self._rendered.get(name)
+
+    async def examine(self, name: str) -> tuple[Fault, ...] | None:
+        """What is wrong with a network here; None when it is not here. Raises KernelError.
+
+        Nobody waits for the first look: what it finds is only believed when a second one, that nobody disturbs, does.
+        """
+        found = await self._examine(name)
+        if not found:
+            return found
+        async with self._lock(name):
+            return await self._examine(name)
+
+    async def _examine(self, name: str) -> tuple[Fault, ...] | None:
+        ports = {
+            found.port: found.pod
+            for found in self._cluster.endpoints(name)
+            if found.node == self.node_name and found.port in self._ports
+        }
+        desired = self._desires.get(name)
+        if desired is None or name not in self._rendered:
+            pods = ", ".join(f"{pod.namespace}/{pod.name}" for pod in ports.values())
+            return (
+                (Fault(Part.NAMESPACE, f"it is gone from the node, but pods are here: delete {pods}"),)
+                if pods
+                else None
+            )
+        observed = await self._kernel.observe_network(desired.network.namespace)
+        return health.faults(desired, observed, self._held.get(desired.network.namespace, {}), ports)
+
+    async def examine_node(self) -> tuple[Fault, ...]:
+        """What is wrong with the node's own namespace. Raises KernelError."""
+        found = health.node_faults(await self._kernel.observe_node(), self._held.get(None, {}))
+        if not found:
+            return found
+        async with self._numbering:
+            return health.node_faults(await self._kernel.observe_node(), self._held.get(None, {}))
 
     async def bring_node_tables(self) -> None:
         """What a new port, its end, or a new network means for the node's tables; no look at the kernel where this

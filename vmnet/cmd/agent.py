@@ -54,7 +54,7 @@ async def run(arguments: argparse.Namespace) -> int:
             service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
         )
         agent = Agent(configuration, kernel, kube, stores)
-        runner = web.AppRunner(metrics.application(agent.not_ready), access_log=None)
+        runner = web.AppRunner(metrics.application(agent.not_ready, agent.networks), access_log=None)
         await runner.setup()
         try:
             await web.TCPSite(runner, served.host, served.port).start()

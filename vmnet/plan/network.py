@@ -341,11 +341,15 @@ def _activate(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
 
 
 def _ports(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
-    """Ports that exist but lost their chains (a crash between two writes of ADD)."""
+    """Ports that exist but lost their chains (a crash between two writes of ADD), or their bridge."""
     for port in desired.ports:
-        name = port.endpoint.port
-        if name in state.links and not set(firewall.chains_of(name)) <= state.chains:
+        name, link = port.endpoint.port, state.links.get(port.endpoint.port)
+        if link is None:
+            continue
+        if not set(firewall.chains_of(name)) <= state.chains:
             yield ops.LoadFirewall(desired.network.namespace, firewall.port_script(port))
+        if not link.up or link.master != names.BRIDGE:
+            yield ops.AttachToBridge(desired.network.namespace, name, names.BRIDGE, hairpin=desired.network.joined)
 
 
 def _neighbours(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:

@@ -1,0 +1,220 @@
+"""One agent on the real kernel, whose networks somebody breaks; a program that runs in namespaces of its own.
+
+It prints what was broken, and what the agent made of it; exits 0 when all was found and mended.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import generate_latest
+
+from vmnet import metrics
+from vmnet.agent import self_test
+from vmnet.agent.agent import Agent
+from vmnet.agent.cluster import Stores
+from vmnet.kernel.linux import LinuxKernel
+from vmnet.kube.api import (
+    ENDPOINT_SLICES,
+    EVENTS,
+    NADS,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+    SERVICE_CIDRS,
+    SERVICES,
+    VMIS,
+)
+from vmnet.kube.fake import FakeKube
+from vmnet.kube.watch import ListWatch
+from vmnet.model import addresses, configuration, names
+from vmnet.model.configuration import Configuration
+from vmnet.model.names import NetworkId
+from vmnet.model.network import Network, Role
+
+DEADLINE = 60
+NETWORK = Network(
+    "blue_net",
+    NetworkId(7),
+    role=Role.PRIMARY,
+    subnets=(addresses.network("192.168.0.0/16"), addresses.network("fd20::/64")),
+)
+INSIDE = ["ip", "-n", NETWORK.namespace]
+NFT = ["ip", "netns", "exec", NETWORK.namespace, "nft"]
+BREAKAGES: tuple[tuple[str, list[str]], ...] = (
+    ("bridge", [*INSIDE, "link", "del", "br0"]),
+    ("bridge", [*INSIDE, "link", "set", "br0", "down"]),
+    ("gateway", [*INSIDE, "addr", "del", "192.168.0.1/16", "dev", "br0"]),
+    ("gateway", [*INSIDE, "addr", "del", "fd20::1/64", "dev", "br0"]),
+    ("tunnel", [*INSIDE, "link", "del", "vx0"]),
+    ("tunnel", [*INSIDE, "link", "set", "vx0", "nomaster"]),
+    ("tunnel", [*INSIDE, "link", "del", "rt0"]),
+    ("join", [*INSIDE, "link", "del", "up0"]),
+    ("join", [*INSIDE, "route", "del", "default"]),
+    ("tables", [*NFT, "delete", "table", "netdev", "vmnet"]),
+    ("tables", [*NFT, "delete", "table", "inet", "vmnet-services"]),
+    ("tables", [*NFT, "flush", "ruleset"]),
+    ("port", [*INSIDE, "link", "set", names.port_interface("uid-a", names.PRIMARY_INTERFACE), "nomaster"]),
+)
+
+
+def run(*words: str, **more: Any) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, **more)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+async def until(what: str, look: Callable[[], Any]) -> Any:
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not (found := look()):
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"in vain waited until {what}") from None
+    return found
+
+
+def cluster() -> FakeKube:
+    kube = FakeKube()
+    kube.seed(
+        NODES,
+        {
+            "metadata": {"name": "n1", "annotations": {names.NODE_NUMBER_ANNOTATION: "1"}},
+            "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.11"}]},
+        },
+    )
+    kube.seed(NAMESPACES, {"metadata": {"name": "blue", "labels": {names.PRIMARY_NETWORK_LABEL: ""}}})
+    number = {names.NETWORK_ID_ANNOTATION: str(NETWORK.id)}
+    nad = {"namespace": "blue", "name": "net", "annotations": number}
+    kube.seed(NADS, {"metadata": nad, "spec": {"config": NETWORK.to_nad_config("blue/net")}})
+    allocated = {
+        "blue/net": {
+            "ip_addresses": ["192.168.0.5/16", "fd20::5/64"],
+            "mac_address": "0a:58:c0:a8:00:05",
+            "role": "primary",
+        }
+    }
+    metadata = {
+        "namespace": "blue",
+        "name": "a",
+        "uid": "uid-a",
+        "annotations": {names.POD_NETWORKS_ANNOTATION: json.dumps(allocated)},
+    }
+    kube.seed(PODS, {"metadata": metadata, "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}})
+    return kube
+
+
+def stores(kube: FakeKube) -> Stores:
+    return Stores(
+        pods=ListWatch(kube, PODS),
+        nodes=ListWatch(kube, NODES),
+        namespaces=ListWatch(kube, NAMESPACES),
+        nads=ListWatch(kube, NADS),
+        machines=ListWatch(kube, VMIS, optional=True),
+        services=ListWatch(kube, SERVICES),
+        endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
+        policies=ListWatch(kube, POLICIES),
+        service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
+    )
+
+
+async def attach() -> None:
+    """What a container runtime does, by way of the plugin."""
+    environment = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "container-a",
+        "CNI_NETNS": "/run/netns/pod",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/opt/cni/bin",
+        "CNI_ARGS": "K8S_POD_NAMESPACE=blue;K8S_POD_NAME=a;K8S_POD_UID=uid-a",
+    }
+    config = {"cniVersion": "1.0.0", "name": "cluster", "type": "vmnet", "prevResult": {"cniVersion": "1.0.0"}}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vmnet.cni.shim"),
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE):
+        output, _ = await process.communicate(json.dumps(config).encode())
+    assert process.returncode == 0, output
+
+
+def found(part: str, network: str = NETWORK.name) -> float:
+    return metrics.NETWORK_FAULTS.labels(network, "n1", part)._value.get()
+
+
+def healthy() -> bool:
+    line = f'vmnet_network_healthy{{network="{NETWORK.name}",node="n1"}} 1.0'
+    return line in generate_latest(metrics.REGISTRY).decode().splitlines()
+
+
+async def broken(agent: Agent, part: str, words: list[str]) -> None:
+    before = found(part)
+    run(*words)
+    await until(f"{words} is found", lambda: found(part) > before)
+    await until(f"{words} is mended", healthy)
+    assert agent.networks() == {NETWORK.name: []}
+    for address in ("192.168.0.1", "fd20::1"):
+        # Duplicate address detection and the like may take a moment; the pod's own stack tries again.
+        run("ip", "netns", "exec", "pod", "ping", "-c", "1", "-w", "20", address)
+    print("mended", part, *words)
+
+
+async def main() -> None:
+    for words in (
+        "link add eth0 type veth peer name wire",
+        "link set wire up",
+        "addr add 172.30.0.11/24 dev eth0",
+        "link set eth0 up",
+        "route add default via 172.30.0.1 dev eth0",
+        "netns add pod",
+    ):
+        run("ip", *words.split())
+    kube = cluster()
+    settings = Configuration(
+        agent=configuration.Agent(node_name="n1", kubelet_cgroup="", self_test_seconds=1),
+    )
+    # This node has nothing else to do.
+    self_test.SHARE = 0.5
+    self_test.MEND_SECONDS = 0.1
+    kernel, informers = LinuxKernel(), stores(kube)
+    agent = Agent(settings, kernel, kube, informers)
+    assert agent.missing()[0].startswith("not listed yet: ")
+    assert "the node's networks are being taken over" in agent.missing()
+    working = asyncio.create_task(agent.run())
+    try:
+        await until("the agent is ready", lambda: agent.not_ready() is None)
+        await attach()
+        await until("the network is tested", healthy)
+        for part, words in BREAKAGES:
+            await broken(agent, part, words)
+        events = [item["reason"] for item in (await kube.list(EVENTS)).items]
+        assert {"NetworkBroken", "NetworkMended"} <= set(events), events
+
+        before = found("tables", "")
+        run("nft", "delete", "table", "inet", "vmnet")
+        await until("the node is not ready", lambda: found("tables", "") > before)
+        await until("the node is ready again", lambda: agent.not_ready() is None)
+        print("mended the node")
+
+        run("ip", "netns", "del", NETWORK.namespace)
+        says = await until("the loss is told", lambda: [text for text in agent.networks()[NETWORK.name] if text])
+        assert "blue/a" in says[0] or "gone" in says[0], says
+        assert not healthy()
+        assert agent.not_ready() is None
+        print("told of the loss:", *says)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await kernel.close()
+
+
+if __name__ == "__main__":
+    Path("/run/vmnet").mkdir(exist_ok=True)
+    asyncio.run(main())
