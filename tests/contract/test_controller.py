@@ -282,6 +282,7 @@ async def test_the_webhook_names_claims_and_keeps_others_from_it(tmp_path: Path)
                     return None
 
             made = await eventually(accepted)
+            assert (await process.page("/readyz"))[0] == 200
             assert made["metadata"]["annotations"][names.PRIMARY_CLAIM_ANNOTATION] == "lone.happy"
             await eventually(lambda: allocation(kube, "source"))
             forged = {names.PRIMARY_CLAIM_ANNOTATION: "victim.happy"}
@@ -335,11 +336,16 @@ async def test_a_controller_that_lost_its_lease_ends(tmp_path: Path) -> None:
 
 
 async def test_without_our_definitions_the_controller_says_what_is_missing(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server, controller(server.kubeconfig(tmp_path / "kubeconfig")) as process:
+    served = ("--webhook-address", "127.0.0.1:1")
+    async with (
+        running_server(tmp_path) as server,
+        controller(server.kubeconfig(tmp_path / "kubeconfig"), "one", *served) as process,
+    ):
         async with asyncio.timeout(DEADLINE):
             while "CRDs not installed" not in (page := await process.page("/readyz"))[1]:
                 await asyncio.sleep(0.05)
         assert page[0] == 503
+        assert "the webhook has no certificate yet" in page[1]
         for resource in (UDNS, CUDNS, NADS, CLAIMS):
             assert resource.plural in page[1]
         assert (await process.page("/livez"))[0] == 200

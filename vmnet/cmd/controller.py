@@ -9,7 +9,7 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from aiohttp import web
@@ -99,14 +99,18 @@ async def run(arguments: argparse.Namespace) -> int:
         webhook = Server(kube, Reviewer(kube, cluster, namespace), place, served) if served else None
 
         def ready() -> str | None:
+            return "\n".join(missing()) or None
+
+        def missing() -> Iterator[str]:
             behind = sorted(item.resource.plural for item in informers.values() if not item.synced.is_set())
             if behind:
                 missing = [resource.plural for resource in _OWN if informers[resource].missing]
                 hint = f" (CRDs not installed: {', '.join(missing)})" if missing else ""
-                return f"not listed yet: {', '.join(behind)}{hint}"
+                yield f"not listed yet: {', '.join(behind)}{hint}"
             if elector.leading and not controller.ready.is_set():
-                return "reservations are being loaded"
-            return None
+                yield "reservations are being loaded"
+            if webhook is not None and not webhook.addresses:
+                yield "the webhook has no certificate yet: the leader makes it"
 
         async def leading() -> None:
             nonlocal lost
