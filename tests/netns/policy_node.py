@@ -16,41 +16,12 @@ from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.networks import Networks
 from vmnet.agent.policy_tables import PolicyTables
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.kube.api import Handler, KubeError, Object, object_key
-from vmnet.kube.fake import FakeKube
+from vmnet.kube.api import Object
+from vmnet.kube.fake import FakeInformer, FakeKube
 from vmnet.model.endpoint import PortState
 from vmnet.plan.network import PodInterface
 
 KINDS = ("pods", "nodes", "namespaces", "nads", "machines", "services", "endpoint_slices", "policies")
-
-
-class Store:
-    """An informer whose store the test writes."""
-
-    def __init__(self) -> None:
-        self.failure: KubeError | None = None
-        self.held: dict[str, Object] = {}
-        self.handlers: list[Handler] = []
-
-    def add_handler(self, handler: Handler) -> None:
-        self.handlers.append(handler)
-
-    def get(self, key: str) -> Object | None:
-        return self.held.get(key)
-
-    def items(self) -> list[Object]:
-        return list(self.held.values())
-
-    def put(self, item: Object) -> None:
-        before = self.held.get(object_key(item))
-        self.held[object_key(item)] = item
-        for handler in self.handlers:
-            handler(before, item)
-
-    def drop(self, key: str) -> None:
-        before = self.held.pop(key)
-        for handler in self.handlers:
-            handler(before, None)
 
 
 def make_pod(name: str) -> None:
@@ -62,7 +33,7 @@ def make_pod(name: str) -> None:
 class Driver:
     def __init__(self, node: str) -> None:
         self.node, self.kernel = node, LinuxKernel()
-        self.stores = {kind: Store() for kind in KINDS}
+        self.stores = {kind: FakeInformer(kind) for kind in KINDS}
         stores = Stores(**{kind: cast(Any, store) for kind, store in self.stores.items()})
         self.changed: set[str] = set()
         self.cluster = Cluster(stores, on_network=self.changed.add, on_machine=lambda machine: None)

@@ -22,38 +22,13 @@ from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.networks import Networks
 from vmnet.agent.service_tables import ServiceTables
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.kube.api import Handler, KubeError, Object, object_key
+from vmnet.kube.api import Object
+from vmnet.kube.fake import FakeInformer
 from vmnet.model.endpoint import PortState
 from vmnet.plan.network import PodInterface
 from vmnet_dns.message import Type
 
 KINDS = ("pods", "nodes", "namespaces", "nads", "machines", "services", "endpoint_slices", "policies", "service_cidrs")
-
-
-class Store:
-    """An informer whose store the test writes."""
-
-    def __init__(self) -> None:
-        self.synced = asyncio.Event()
-        self.failure: KubeError | None = None
-        self.held: dict[str, Object] = {}
-        self.handlers: list[Handler] = []
-
-    def add_handler(self, handler: Handler) -> None:
-        self.handlers.append(handler)
-
-    def get(self, key: str) -> Object | None:
-        return self.held.get(key)
-
-    def items(self) -> list[Object]:
-        return list(self.held.values())
-
-    def change(self, key: str, item: Object | None) -> None:
-        before = self.held.pop(key, None)
-        if item is not None:
-            self.held[key] = item
-        for handler in self.handlers:
-            handler(before, item)
 
 
 def make_pod(name: str) -> None:
@@ -64,7 +39,7 @@ def make_pod(name: str) -> None:
 class Driver:
     def __init__(self, node: str) -> None:
         self.kernel = LinuxKernel()
-        self.stores = {kind: Store() for kind in KINDS}
+        self.stores = {kind: FakeInformer(kind) for kind in KINDS}
         stores = Stores(**{kind: cast(Any, store) for kind, store in self.stores.items()})
         self.changed: set[str] = set()
         self.cluster = Cluster(stores, on_network=self.changed.add, on_machine=lambda machine: None)
@@ -83,7 +58,7 @@ class Driver:
         """As an agent that starts: everything is listed, then what is there is taken over."""
         for kind in KINDS:
             for item in world.get(kind, ()):
-                self.stores[kind].change(object_key(item), item)
+                self.stores[kind].put(item)
         await self.networks.adopt()
         await self.render()
 
@@ -95,12 +70,12 @@ class Driver:
     async def put(self, items: list[list[Any]]) -> None:
         """Events of the API, each a kind and an object, and what follows from them."""
         for kind, item in items:
-            self.stores[kind].change(object_key(item), item)
+            self.stores[kind].put(item)
         await self.render()
 
     async def drop(self, kind: str, keys: list[str]) -> None:
         for key in keys:
-            self.stores[kind].change(key, None)
+            self.stores[kind].drop(key)
         await self.render()
 
     async def names(self, network: str) -> dict[str, list[str]]:

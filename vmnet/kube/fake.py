@@ -22,6 +22,8 @@ from vmnet.kube.api import (
     Conflict,
     EventType,
     Expired,
+    Handler,
+    Informer,
     Invalid,
     Kube,
     KubeError,
@@ -466,3 +468,47 @@ def _field_test(text: str) -> Callable[[Object], bool]:
         return (str(value if value is not None else "") == right) is equal
 
     return test
+
+
+class FakeInformer(Informer):
+    """An ``Informer`` whose store the test writes; it is in step unless the test clears ``synced``."""
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+        self.synced = asyncio.Event()
+        self.synced.set()
+        self.failure: KubeError | None = None
+        self.held: dict[str, Object] = {}
+        self._handlers: list[Handler] = []
+
+    def add_handler(self, handler: Handler) -> None:
+        """See the Protocol."""
+        self._handlers.append(handler)
+
+    def get(self, key: str) -> Object | None:
+        """See the Protocol."""
+        return self.held.get(key)
+
+    def items(self) -> list[Object]:
+        """See the Protocol."""
+        return list(self.held.values())
+
+    async def run(self) -> None:
+        """Nothing comes by itself."""
+        return
+
+    def put(self, item: Object) -> None:
+        """An object that is new, or changed."""
+        self._tell(self.held.get(object_key(item)), item)
+
+    def drop(self, key: str) -> None:
+        """An object that is gone. Raises KeyError when it was not there."""
+        self._tell(self.held[key], None)
+
+    def _tell(self, before: Object | None, item: Object | None) -> None:
+        if item is not None:
+            self.held[object_key(item)] = item
+        elif before is not None:
+            del self.held[object_key(before)]
+        for handler in self._handlers:
+            handler(before, item)

@@ -1,6 +1,5 @@
 """What an agent sees of the API, written by the test."""
 
-import asyncio
 import json
 from typing import Any, cast
 
@@ -16,12 +15,9 @@ from vmnet.kube.api import (
     POLICIES,
     SERVICES,
     VMIS,
-    Handler,
-    KubeError,
     Object,
-    Resource,
-    object_key,
 )
+from vmnet.kube.fake import FakeInformer
 from vmnet.model import names
 from vmnet.model.endpoint import MachineReference
 from vmnet.model.network import Network
@@ -29,46 +25,11 @@ from vmnet.model.network import Network
 KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES)
 
 
-class Store:
-    """An informer whose store the test writes."""
-
-    def __init__(self, resource: Resource) -> None:
-        self.resource = resource
-        self.synced = asyncio.Event()
-        self.synced.set()
-        self.failure: KubeError | None = None
-        self.held: dict[str, Object] = {}
-        self.handlers: list[Handler] = []
-
-    def add_handler(self, handler: Handler) -> None:
-        self.handlers.append(handler)
-
-    def get(self, key: str) -> Object | None:
-        return self.held.get(key)
-
-    def items(self) -> list[Object]:
-        return list(self.held.values())
-
-    async def run(self) -> None:
-        return
-
-    def put(self, item: Object) -> None:
-        before = self.held.get(object_key(item))
-        self.held[object_key(item)] = item
-        for handler in self.handlers:
-            handler(before, item)
-
-    def drop(self, key: str) -> None:
-        before = self.held.pop(key)
-        for handler in self.handlers:
-            handler(before, None)
-
-
 class Api:
     """The stores of one agent, its index over them, and whom the index told to look again."""
 
     def __init__(self) -> None:
-        self.stores = {kind: Store(kind) for kind in KINDS}
+        self.stores = {kind: FakeInformer(kind) for kind in KINDS}
         self.networks: list[str] = []
         self.machines: list[MachineReference] = []
         self.informers = Stores(*(cast(Any, self.stores[kind]) for kind in KINDS))

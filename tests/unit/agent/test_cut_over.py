@@ -25,13 +25,8 @@ from vmnet.kube.api import (
     POLICIES,
     SERVICES,
     VMIS,
-    Handler,
-    KubeError,
-    Object,
-    Resource,
-    object_key,
 )
-from vmnet.kube.fake import FakeKube
+from vmnet.kube.fake import FakeInformer, FakeKube
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, PortState
 from vmnet.model.migration import Carried, Way
@@ -46,35 +41,6 @@ NAD = "blue/net"
 MACHINE = MachineReference("blue", "vm")
 MAC = "0a:58:c0:a8:00:05"
 RARP = b"\xff" * 6 + addresses.mac_bytes(names.MacAddress(MAC)) + b"\x80\x35" + bytes(46)
-
-
-class Store:
-    """An informer whose store the test writes."""
-
-    def __init__(self, resource: Resource) -> None:
-        self.resource = resource
-        self.synced = asyncio.Event()
-        self.failure: KubeError | None = None
-        self.held: dict[str, Object] = {}
-        self.handlers: list[Handler] = []
-
-    def add_handler(self, handler: Handler) -> None:
-        self.handlers.append(handler)
-
-    def get(self, key: str) -> Object | None:
-        return self.held.get(key)
-
-    def items(self) -> list[Object]:
-        return list(self.held.values())
-
-    async def run(self) -> None:
-        return
-
-    def put(self, item: Object) -> None:
-        before = self.held.get(object_key(item))
-        self.held[object_key(item)] = item
-        for handler in self.handlers:
-            handler(before, item)
 
 
 class Announcements:
@@ -147,7 +113,7 @@ class World:
 
     def __init__(self, node: str) -> None:
         self.kernel, self.kube, self.says = PacketKernel(), FakeKube(), Announcements()
-        self.stores = {kind: Store(kind) for kind in KINDS}
+        self.stores = {kind: FakeInformer(kind) for kind in KINDS}
         self.cluster = Cluster(
             Stores(*(cast(Any, self.stores[kind]) for kind in KINDS)),
             on_network=lambda name: None,

@@ -1,6 +1,5 @@
 """Networks of one node on a kernel in memory."""
 
-import asyncio
 import json
 from dataclasses import replace
 from typing import Any, cast
@@ -20,11 +19,8 @@ from vmnet.kube.api import (
     POLICIES,
     SERVICES,
     VMIS,
-    Handler,
-    KubeError,
-    Object,
-    object_key,
 )
+from vmnet.kube.fake import FakeInformer
 from vmnet.model import addresses, names
 from vmnet.model.connection import UDP, Connection, Flow
 from vmnet.model.endpoint import Endpoint, NodeNetwork, PortState
@@ -38,36 +34,6 @@ from vmnet.plan.table import Elements, Marks, Table
 KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES)
 NETWORK = Network("blue_net", NetworkId(7), role=Role.PRIMARY, subnets=(addresses.network("192.168.0.0/16"),))
 NAD = "blue/net"
-
-
-class Store:
-    """An informer whose store the test writes."""
-
-    def __init__(self) -> None:
-        self.synced = asyncio.Event()
-        self.failure: KubeError | None = None
-        self.held: dict[str, Object] = {}
-        self.handlers: list[Handler] = []
-
-    def add_handler(self, handler: Handler) -> None:
-        self.handlers.append(handler)
-
-    def get(self, key: str) -> Object | None:
-        return self.held.get(key)
-
-    def items(self) -> list[Object]:
-        return list(self.held.values())
-
-    def drop(self, key: str) -> None:
-        before = self.held.pop(key)
-        for handler in self.handlers:
-            handler(before, None)
-
-    def put(self, item: Object) -> None:
-        before = self.held.get(object_key(item))
-        self.held[object_key(item)] = item
-        for handler in self.handlers:
-            handler(before, item)
 
 
 class Members:
@@ -108,7 +74,7 @@ class World:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.kernel, self.stores = Counting(), {kind: Store() for kind in KINDS}
+        self.kernel, self.stores = Counting(), {kind: FakeInformer(kind) for kind in KINDS}
         cluster = Cluster(
             Stores(*(cast(Any, self.stores[kind]) for kind in KINDS)),
             on_network=lambda name: self.asked.append(name),

@@ -1,6 +1,5 @@
 """Which Services are whose, and who is told, with stores that the test writes."""
 
-import asyncio
 from typing import Any, cast
 
 import pytest
@@ -18,11 +17,8 @@ from vmnet.kube.api import (
     SERVICE_CIDRS,
     SERVICES,
     VMIS,
-    Handler,
-    KubeError,
-    Object,
-    object_key,
 )
+from vmnet.kube.fake import FakeInformer
 from vmnet.model import addresses, names
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network, Role
@@ -30,41 +26,11 @@ from vmnet.model.network import Network, Role
 KINDS = (PODS, NODES, NAMESPACES, NADS, VMIS, SERVICES, ENDPOINT_SLICES, POLICIES, SERVICE_CIDRS)
 
 
-class Store:
-    """An informer whose store the test writes."""
-
-    def __init__(self) -> None:
-        self.synced = asyncio.Event()
-        self.failure: KubeError | None = None
-        self.held: dict[str, Object] = {}
-        self.handlers: list[Handler] = []
-
-    def add_handler(self, handler: Handler) -> None:
-        self.handlers.append(handler)
-
-    def get(self, key: str) -> Object | None:
-        return self.held.get(key)
-
-    def items(self) -> list[Object]:
-        return list(self.held.values())
-
-    def put(self, item: Object) -> None:
-        before = self.held.get(object_key(item))
-        self.held[object_key(item)] = item
-        for handler in self.handlers:
-            handler(before, item)
-
-    def drop(self, key: str) -> None:
-        before = self.held.pop(key)
-        for handler in self.handlers:
-            handler(before, None)
-
-
 class World:
     """Two namespaces, each with a primary network."""
 
     def __init__(self) -> None:
-        self.stores = {kind: Store() for kind in KINDS}
+        self.stores = {kind: FakeInformer(kind) for kind in KINDS}
         stores = Stores(*(cast(Any, self.stores[kind]) for kind in KINDS))
         self.cluster = Cluster(stores, on_network=lambda name: None, on_machine=lambda machine: None)
         for number, namespace in enumerate(("red", "blue"), 1):
