@@ -4,14 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
-            bind9-host musl-tools
+            bind9-host musl-tools prometheus
 
-.PHONY: demo workshop manifests test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
+.PHONY: demo workshop manifests references test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
 demo: install            ; $(BIN)/vmnet lab demo
 workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
 # The single-file install; a test tells when it is no longer what the manifests say.
 manifests: install       ; $(BIN)/python -m vmnet.lab.manifests deploy/install.yaml
+# What is made from the code (metrics, definitions, annotations) and from the alerts' rules; a test tells when it is not current.
+references: install      ; $(BIN)/python -m vmnet.lab.references
 lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 # What fails beside others is tried once more alone: these tests share two cores with QEMU and the machine's other work.
 AGAIN := $(BIN)/pytest --last-failed --last-failed-no-failures none
@@ -30,12 +32,16 @@ clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_ca
 
 install: build/.packages build/.venv
 
+# Programs are installed, not services: none may start, now or (Debian enables that of prometheus) with the machine.
 build/.packages: Makefile
 	@[ "$$(id -u)" = 0 ] || { echo "make: run as root: the lab makes network namespaces and installs Debian packages" >&2; exit 1; }
 	@mkdir -p build
 	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PACKAGES) 2>/dev/null | awk '$$1 == "ii" {print $$2}' | sort | comm -13 - <(printf '%s\n' $(PACKAGES) | sort)); \
-	if [ -n "$$missing" ]; then echo "==> Debian packages:" $$missing; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >build/apt.log 2>&1 || { tail -20 build/apt.log >&2; exit 1; }; fi
+	if [ -n "$$missing" ]; then echo "==> Debian packages:" $$missing; apt-get update -qq || exit 1; \
+	  [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; made=1; }; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >build/apt.log 2>&1; done=$$?; \
+	  [ -z "$$made" ] || rm /usr/sbin/policy-rc.d; [ $$done = 0 ] || { tail -20 build/apt.log >&2; exit 1; }; \
+	  case " $$(echo $$missing) " in *" prometheus "*) systemctl disable --quiet prometheus.service;; esac; fi
 	@touch $@
 
 # Name servers to compare with. Their services must not start: somebody may listen on port 53, or nobody should.

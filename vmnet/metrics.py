@@ -1,14 +1,24 @@
 """Every metric of the product, and the HTTP handlers that show them (``/metrics``, ``/livez``, ``/readyz``).
 
-Names have the prefix ``vmnet_`` and base units; no address is ever a label.
+Names have the prefix ``vmnet_`` and base units; no address is ever a label. ``docs/metrics.md`` is made from
+what stands here.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
@@ -154,6 +164,20 @@ RECONCILES: Final = Histogram(
     buckets=_FAST,
     registry=REGISTRY,
 )
+READY: Final = Gauge(
+    "vmnet_ready",
+    "1 while the process is ready (caches listed, datapath in place), else 0; /readyz says what is missing.",
+    registry=REGISTRY,
+)
+LEADING: Final = Gauge(
+    "vmnet_leading",
+    "1 while this process holds the lease and reconciles, 0 while it waits for it.",
+    ["lease"],
+    registry=REGISTRY,
+)
+BUILD: Final = Info("vmnet_build", "The version that runs.", registry=REGISTRY)
+BUILD.info({"version": version("vmnet")})
+ProcessCollector(registry=REGISTRY)
 
 
 def forget_network_health(network: str, node: str) -> None:
@@ -171,6 +195,7 @@ def application(
     """
 
     async def metrics(_: web.Request) -> web.Response:
+        READY.set(ready() is None)
         return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def livez(_: web.Request) -> web.Response:

@@ -114,6 +114,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
         async def leading() -> None:
             nonlocal lost
+            metrics.LEADING.labels(LEASE).set(1)
             try:
                 async with TaskScope() as duties:
                     duties.service(Signer(kube, namespace).run(), "agents' certificates")
@@ -121,10 +122,12 @@ async def run(arguments: argparse.Namespace) -> int:
                         duties.service(Keeper(kube, place).run(), "webhook certificates")
                     await controller.run()
             finally:
+                metrics.LEADING.labels(LEASE).set(0)
                 # Only a fresh process may lead again: this one's memory may be behind what the next leader writes.
                 lost = not stop.is_set()
                 stop.set()
 
+        metrics.LEADING.labels(LEASE).set(0)
         runner = web.AppRunner(metrics.application(ready), access_log=None)
         await runner.setup()
         try:
