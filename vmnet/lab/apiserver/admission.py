@@ -133,7 +133,7 @@ class Admission:
         self, hook: Mapping[str, Any], asked: Asked, obj: Object | None, old: Object | None, warnings: list[str]
     ) -> list[Any]:
         """Operations that one webhook wants. Raises ApiError: it denies, or could not be asked and must be."""
-        request = _request(asked, obj, old)
+        request = review_request(asked, obj, old)
         name = hook["name"]
         try:
             response = await self._call(hook, request)
@@ -231,9 +231,14 @@ def applied(obj: Object, operations: Iterable[Any]) -> Object:
 
 
 def _ruled(hook: Mapping[str, Any], info: ResourceInfo, operation: str, subresource: str) -> bool:
+    return ruled(hook.get("rules") or [], info, operation, subresource)
+
+
+def ruled(rules: Iterable[Mapping[str, Any]], info: ResourceInfo, operation: str, subresource: str) -> bool:
+    """Whether one of the rules (of a webhook or a policy) names such a write."""
     named = {info.plural, "*"} if not subresource else {f"{info.plural}/{subresource}", f"{info.plural}/*"}
     named |= {"*/*"} | ({f"*/{subresource}"} if subresource else set())
-    for rule in hook.get("rules") or []:
+    for rule in rules:
         scope = rule.get("scope") or "*"
         if scope != "*" and (scope == "Namespaced") is not info.namespaced:
             continue
@@ -247,7 +252,8 @@ def _ruled(hook: Mapping[str, Any], info: ResourceInfo, operation: str, subresou
     return False
 
 
-def _request(asked: Asked, obj: Object | None, old: Object | None) -> Object:
+def review_request(asked: Asked, obj: Object | None, old: Object | None) -> Object:
+    """``request`` of an AdmissionReview, which is also what policies see of it."""
     info = asked.info
     kind = {"group": info.group, "version": info.version, "kind": info.kind}
     resource = {"group": info.group, "version": info.version, "resource": info.plural}

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Final
 
+from vmnet.lab.apiserver import policy_kinds
+
 Object = dict[str, Any]
 
 _TOLERATION_SECONDS: Final = 300
@@ -330,6 +332,6 @@ _DEFAULTS: Final[dict[tuple[str, str], Callable[[Object], None]]] = {
 
 def fill(storage: tuple[str, str], obj: Object) -> None:
     """Fill in the defaults of one built-in kind; ``storage`` is (group, plural)."""
-    function = _DEFAULTS.get(storage)
+    function = _DEFAULTS.get(storage) or policy_kinds.DEFAULTS.get(storage)
     if function is not None:
         function(obj)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from vmnet.lab.apiserver import policy_kinds
 from vmnet.lab.apiserver.resources import ResourceInfo
 from vmnet.lab.apiserver.status import Cause, duplicate, invalid_value, not_allowed, required, unsupported
 
@@ -538,14 +539,14 @@ _UPDATE: Final[dict[tuple[str, str], Callable[[Object, Object], list[Cause]]]] =
 
 def created(storage: tuple[str, str], obj: Object) -> list[Cause]:
     """Causes for a new object of a built-in kind; ``storage`` is (group, plural)."""
-    rule = _CREATE.get(storage)
+    rule = _CREATE.get(storage) or policy_kinds.CREATE.get(storage)
     return rule(obj) if rule else []
 
 
 def changed(storage: tuple[str, str], new: Object, old: Object) -> list[Cause]:
     """Causes for a change of an object of a built-in kind."""
-    rule = _UPDATE.get(storage)
+    rule = _UPDATE.get(storage) or policy_kinds.UPDATE.get(storage)
     causes = rule(new, old) if rule else []
-    create = _CREATE.get(storage)
+    create = _CREATE.get(storage) or policy_kinds.CREATE.get(storage)
     # A pod's own rules need not hold again: its mutable fields are few.
     return causes + (create(new) if create and storage != ("", "events") else [])

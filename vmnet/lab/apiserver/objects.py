@@ -115,6 +115,8 @@ _GENERATIONS: Final = frozenset(
         ("discovery.k8s.io", "endpointslices"),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations"),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies"),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
     }
 )
 _FIRST_STATUS: Final[dict[tuple[str, str], Object]] = {

@@ -31,6 +31,7 @@ from vmnet.lab.apiserver import (
     watching,
 )
 from vmnet.lab.apiserver.admission import Admission, Asked
+from vmnet.lab.apiserver.admission_policies import AdmissionPolicies
 from vmnet.lab.apiserver.aggregation import PROXIED, Handler, KubeletProxy, Mounts, NodeProxy
 from vmnet.lab.apiserver.audit import Audit
 from vmnet.lab.apiserver.authentication import ADMIN, MASTERS, Tokens, User, unauthorized, write_kubeconfig
@@ -154,6 +155,7 @@ class ApiServer:
         self.audit = Audit(audit_log)
         self.mounts = Mounts()
         self.admission = Admission(self.store)
+        self.policies = AdmissionPolicies(self.store, self.registry)
         self._own_proxy = KubeletProxy(self.store, self.tokens.admin)
         self.node_proxy: NodeProxy = node_proxy or self._own_proxy
         self.scales = subresources.Scales(self.objects)
@@ -601,28 +603,34 @@ class ApiServer:
             before = stored.obj if stored is not None else None
             permits = functools.partial(self._permits, call)
             privileges.check(self.registry, info, target.subresource, proposed, before, permits)
-        if not self.admission.concerns(info, operation, target.subresource):
-            return
         shape = {"CREATE": "CreateOptions", "PATCH": "PatchOptions"}.get(verb, "UpdateOptions")
         given: Object = {"kind": shape, "apiVersion": "meta.k8s.io/v1"}
         query = call.request.query
         given |= {"dryRun": ["All"]} if options.dry_run else {}
         given |= {name: query[name] for name in ("fieldManager", "fieldValidation") if query.get(name)}
+        name = target.name
+        asked = Asked(info, target.namespace, name, target.subresource, operation, call.user, options.dry_run, given)
+        met = self.policies.meet(asked)
+        hooked = self.admission.concerns(info, operation, target.subresource)
+        if not hooked and not met:
+            return
         old = stored.at(info.api_version) if stored is not None else None
         proposed = write(replace(options, dry_run=True, warnings=[]))
-        name = proposed["metadata"]["name"]
-        asked = Asked(info, target.namespace, name, target.subresource, operation, call.user, options.dry_run, given)
-        if stored is None:
-            metadata = {
-                key: value for key, value in proposed["metadata"].items() if key not in ("uid", "creationTimestamp")
-            }
-            shown: Object = {**proposed, "metadata": metadata}
-        else:
-            shown = proposed
-        options.mutations += await self.admission.mutate(asked, shown, old, options.warnings)
-        if options.mutations:
-            proposed = write(replace(options, dry_run=True, warnings=[]))
-        await self.admission.validate(asked, proposed, old, options.warnings)
+        asked = replace(asked, name=proposed["metadata"]["name"])
+        if hooked:
+            if stored is None:
+                metadata = {
+                    key: value for key, value in proposed["metadata"].items() if key not in ("uid", "creationTimestamp")
+                }
+                shown: Object = {**proposed, "metadata": metadata}
+            else:
+                shown = proposed
+            options.mutations += await self.admission.mutate(asked, shown, old, options.warnings)
+            if options.mutations:
+                proposed = write(replace(options, dry_run=True, warnings=[]))
+        self.policies.check(met, asked, proposed, old, options.warnings)
+        if hooked:
+            await self.admission.validate(asked, proposed, old, options.warnings)
 
     async def _patch_body(self, call: Call) -> tuple[str, bytes]:
         media_type = call.request.headers.get("Content-Type", "").split(";")[0].strip()
@@ -647,15 +655,19 @@ class ApiServer:
     async def _delete(self, call: Call, representation: Representation) -> web.StreamResponse:
         options = await self._delete_options(call)
         info, target = call.info, call.target
-        if self.admission.concerns(info, "DELETE"):
-            stored = self.objects.get(info, target.namespace, target.name)
-            given = {"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}
-            asked = Asked(
-                info, target.namespace, target.name, "", "DELETE", call.user, dry_run=options.dry_run, options=given
-            )
-            old = stored.at(info.api_version)
-            await self.admission.mutate(asked, None, old, [])
-            await self.admission.validate(asked, None, old, [])
+        given = {"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}
+        asked = Asked(
+            info, target.namespace, target.name, "", "DELETE", call.user, dry_run=options.dry_run, options=given
+        )
+        met = self.policies.meet(asked)
+        hooked = self.admission.concerns(info, "DELETE")
+        if hooked or met:
+            old = self.objects.get(info, target.namespace, target.name).at(info.api_version)
+            if hooked:
+                await self.admission.mutate(asked, None, old, [])
+            self.policies.check(met, asked, None, old, [])
+            if hooked:
+                await self.admission.validate(asked, None, old, [])
         deleted = self.objects.delete(info, target.namespace, target.name, options)
         if deleted.gone and not self.objects.returns_deleted(info):
             status = success(info, target.name, deleted.obj["metadata"]["uid"])

@@ -1,8 +1,8 @@
 """Shapes: what patches, field ownership and decoding need to know of a kind's schema.
 
 Built-in kinds take theirs from ``builtin_types.json`` (the OpenAPI v3 documents of kube-apiserver 1.36 without their
-prose); custom resources from the CRD's schema. A kind without one is shapeless: its maps are merged, its
-lists replaced.
+prose) and ``policy_types.json`` (roles, webhooks, admission policies, certificate requests, in the same form); custom
+resources from the CRD's schema. A kind without one is shapeless: its maps are merged, its lists replaced.
 """
 
 import dataclasses
@@ -72,8 +72,11 @@ ANY: Final = Shape()
 
 @functools.cache
 def _builtin() -> dict[str, Any]:
-    text = importlib.resources.files("vmnet.lab.apiserver").joinpath("builtin_types.json").read_text()
-    found: dict[str, Any] = json.loads(text)
+    found: dict[str, Any] = {"definitions": {}, "kinds": {}}
+    for name in ("builtin_types.json", "policy_types.json"):
+        read = json.loads(importlib.resources.files("vmnet.lab.apiserver").joinpath(name).read_text())
+        for part, items in read.items():
+            found[part] |= items
     return found
 
 
