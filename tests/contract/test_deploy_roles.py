@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ from vmnet.kube.api import (
 )
 from vmnet.kube.client import KubeClient
 from vmnet.lab import manifests
+from vmnet.lab.apiserver.audit import used
 from vmnet.lab.apiserver.server import ApiServer
 from vmnet.lab.apiserver.testing import Kubectl, running_server
 from vmnet.lab.kubectl import find
@@ -61,20 +62,6 @@ SELDOM: dict[Right, str] = {
     ): "its machine is gone, and the cluster's collector has not come yet",
     ("get", "k8s.cni.cncf.io", "network-attachment-definitions", ""): "another made it, and the watch has not told",
 }
-
-
-def granted(name: str) -> Iterator[Right]:
-    """What the roles that are bound to a service account of ours grant."""
-    found = manifests.documents(manifests.rendered())
-    roles = {(item["kind"], item["metadata"]["name"]): item["rules"] for item in found if "rules" in item}
-    for item in found:
-        if item["kind"] in ("ClusterRoleBinding", "RoleBinding") and item["subjects"][0]["name"] == name:
-            for rule in roles[item["roleRef"]["kind"], item["roleRef"]["name"]]:
-                for verb in rule["verbs"]:
-                    for group in rule["apiGroups"]:
-                        for resource in rule["resources"]:
-                            for only in rule.get("resourceNames") or [""]:
-                                yield verb, group, resource, only
 
 
 async def eventually(what: str, look: Callable[[], Awaitable[Any]]) -> Any:
@@ -315,14 +302,9 @@ async def test_the_controllers_roles_are_what_it_uses(tmp_path: Path) -> None:
             await agent.close()
     refused = [line.asked for line in lines if not line.allowed]
     assert refused == []
-    rights = set(granted("vmnet-controller"))
-    narrow = {right[:3] for right in rights if right[3]}
-    used: set[Right] = set()
-    for line in lines:
-        asked = line.asked
-        right = (asked.verb, asked.group, asked.full_resource)
-        used.add((*right, asked.name if right in narrow else ""))
-    excess, lack = sorted(rights - used - SELDOM.keys()), sorted(used - rights)
+    rights = set(manifests.rights("vmnet-controller"))
+    asked = used(lines, rights)
+    excess, lack = sorted(rights - asked - SELDOM.keys()), sorted(asked - rights)
     assert not excess, f"granted, but not used: {excess}"
     assert not lack, f"used, but not granted by a rule of its own: {lack}"
     assert SELDOM.keys() <= rights

@@ -5,6 +5,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +33,18 @@ def rendered(folder: Path = DEPLOY) -> str:
 def documents(text: str) -> list[dict[str, Any]]:
     """The objects in a YAML text."""
     return [item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item]
+
+
+def rights(account: str) -> Iterator[tuple[str, str, str, str]]:
+    """What the roles of a service account grant: verb, group, resource, and a name where only that one is granted."""
+    found = documents(rendered())
+    roles = {(item["kind"], item["metadata"]["name"]): item["rules"] for item in found if "rules" in item}
+    for item in found:
+        if account not in [subject["name"] for subject in item.get("subjects") or ()]:
+            continue
+        for rule in roles[item["roleRef"]["kind"], item["roleRef"]["name"]]:
+            names = rule.get("resourceNames") or [""]
+            yield from product(rule["verbs"], rule["apiGroups"], rule["resources"], names)
 
 
 def main() -> None:

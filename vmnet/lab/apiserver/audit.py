@@ -4,7 +4,7 @@ A line is ``{"user", "agent", "verb", "group", "resource", "subresource", "names
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +44,16 @@ class Audit:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def used(lines: Iterable[Line], rights: Iterable[tuple[str, str, str, str]]) -> set[tuple[str, str, str, str]]:
+    """The rights that lines take: verb, group, resource, and the name where one of ``rights`` is for one name alone."""
+    narrow = {right[:3] for right in rights if right[3]}
+    found = set()
+    for line in lines:
+        right = (line.asked.verb, line.asked.group, line.asked.full_resource)
+        found.add((*right, line.asked.name if right in narrow else ""))
+    return found
 
 
 def read(path: Path) -> Iterator[Line]:

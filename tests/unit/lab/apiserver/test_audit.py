@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vmnet.lab.apiserver.audit import Audit, read
+from vmnet.lab.apiserver.audit import Audit, Line, read, used
 from vmnet.lab.apiserver.authentication import User
 from vmnet.lab.apiserver.authorization import Attributes
 
@@ -23,3 +23,10 @@ def test_each_thing_is_noted_once_and_read_again(tmp_path: Path) -> None:
         ("kubectl/v1", pod, False),
         ("kubectl/v1", Attributes("get", path="/metrics"), False),
     ]
+
+
+def test_names_count_where_a_right_is_for_one_alone() -> None:
+    lines = [Line("u", "a", Attributes("get", resource="secrets", name=name), True) for name in ("one", "two")]
+    lines.append(Line("u", "a", Attributes("patch", resource="pods", subresource="status", name="x"), True))
+    rights = [("get", "", "secrets", "one"), ("patch", "", "pods/status", "")]
+    assert used(lines, rights) == {*rights, ("get", "", "secrets", "two")}
