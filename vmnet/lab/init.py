@@ -43,6 +43,7 @@ RIGHTS: Final = (
 )
 """What the components may do, and what they may not: the lab's run with a cluster's rights, as its service accounts."""
 SYSTEM: Final = "vmnet-system"
+AGENT: Final = DEPLOY / "agent" / "daemonset.yaml"
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
 CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"
@@ -349,7 +350,7 @@ class Supervisor:
     def _node_components(self, host: topology.Host, kubeconfig: str) -> list[tuple[str, Specification]]:
         node = ("--node-name", host.name, "--kubeconfig", kubeconfig)
         node_words = ("--node", host.name, "--kubeconfig", kubeconfig)
-        agent = python_module(
+        agent = _confinement() + python_module(
             "vmnet.cmd",
             "agent",
             *("--node-name", host.name, "--kubeconfig", self._kubeconfig(f"agent-{host.name}")),
@@ -491,6 +492,15 @@ class Supervisor:
     async def _command_stop(self, _: Mapping[str, Any]) -> Body:
         self._stop.set()
         return {}
+
+
+def _confinement() -> tuple[str, ...]:
+    """What a cluster's agents are started by: it gives capabilities away."""
+    (container,) = yaml.safe_load(AGENT.read_text())["spec"]["template"]["spec"]["containers"]
+    *words, program = container["command"]
+    if program != "vmnet":
+        raise LabError(f"{AGENT} starts {program}, not vmnet")
+    return tuple(words)
 
 
 def _files(path: Path) -> list[str]:

@@ -203,7 +203,18 @@ def test_one_agent_at_a_time_is_replaced_and_each_node_has_one() -> None:
     assert pod["priorityClassName"] == "system-node-critical"
     context = pod["containers"][0]["securityContext"]
     assert context["readOnlyRootFilesystem"] is True
-    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_an_agent_keeps_few_capabilities() -> None:
+    (container,) = named("DaemonSet", "vmnet-agent")["spec"]["template"]["spec"]["containers"]
+    (bounds,) = [word for word in container["command"] if word.startswith("--bounding-set=")]
+    first, *kept = bounds.removeprefix("--bounding-set=").split(",")
+    assert first == "-all"
+    assert set(kept) == {"+sys_admin", "+net_admin", "+net_raw", "+net_bind_service", "+sys_ptrace"}
+    assert {"--inh-caps=-all", "--no-new-privs"} <= set(container["command"])
+    # Privileged for the sake of this, and of nothing else.
+    propagated = [mount["name"] for mount in container["volumeMounts"] if "mountPropagation" in mount]
+    assert propagated == ["network-namespaces"]
 
 
 def test_no_other_pods_reach_ours_but_where_they_may() -> None:
