@@ -305,8 +305,8 @@ def cut_over(target: Object) -> CutOver | None:
 
 
 def _carried(found: Any) -> Carried:
-    """An agent of an earlier version says nothing of it."""
-    if found is None:
+    """An agent of an earlier version says nothing of it, one of a later version perhaps what nobody here knows."""
+    if found is None or found["way"] not in set(Way):
         return Carried()
     return Carried(Way(found["way"]), int(found["connections"]), _number(found["seconds"]))
 
