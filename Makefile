@@ -6,7 +6,7 @@ PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu bus
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
             bind9-host musl-tools prometheus
 
-.PHONY: demo workshop manifests references test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
+.PHONY: demo workshop manifests references shim test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
 demo: install            ; $(BIN)/vmnet lab demo
 workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
@@ -14,6 +14,8 @@ test: lint unit lab
 manifests: install       ; $(BIN)/python -m vmnet.lab.manifests deploy/install.yaml
 # What is made from the code (metrics, definitions, annotations) and from the alerts' rules; a test tells when it is not current.
 references: install      ; $(BIN)/python -m vmnet.lab.references
+# The CNI plugin as a static program, where the agent looks for it; without it the agent installs the Python one.
+shim: .venv/libexec/vmnet-cni
 lint: install            ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 # What fails beside others is tried once more alone: these tests share two cores with QEMU and the machine's other work.
 AGAIN := $(BIN)/pytest --last-failed --last-failed-no-failures none
@@ -30,7 +32,7 @@ fuzz-dns: install        ; $(BIN)/python -m vmnet.lab.bench.dns_fuzz
 soak: install            ; VMNET_SOAK_STEPS=1000000 $(BIN)/pytest tests/unit/controller/test_ledger.py -n 2 -k million
 clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-install: build/.packages build/.venv
+install: build/.packages build/.venv .venv/libexec/vmnet-cni
 
 # Programs are installed, not services: none may start, now or (Debian enables that of prometheus) with the machine.
 build/.packages: Makefile
@@ -56,3 +58,10 @@ build/.venv: pyproject.toml build/.packages
 	@echo "==> Python packages (.venv)"
 	@$(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[lab,dev]'
 	@touch $@
+
+build/vmnet-cni: vmnet/cni/shim.c
+	@mkdir -p build
+	@musl-gcc -std=c11 -Os -Wall -Wextra -Werror -static -s -o $@.$$$$ $< && mv $@.$$$$ $@
+
+.venv/libexec/vmnet-cni: build/vmnet-cni build/.venv
+	@install -D -m 0755 $< $@

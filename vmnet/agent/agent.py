@@ -129,7 +129,15 @@ class Agent:
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer, self._arrivals)
         multus = Multus(Mode(own.multus), own.cni_configurations)
         self._attachments = Attachments(
-            kube, self._cluster, self._networks, self._cut_overs, self._policies, self._adopted, multus, self._defaults
+            kube,
+            self._cluster,
+            self._networks,
+            self._cut_overs,
+            self._policies,
+            self._adopted,
+            multus,
+            self._defaults,
+            self.not_ready,
         )
         self._health_checks = HealthChecks(lambda: self.not_ready() is None)
         self._self_test = SelfTest(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +58,7 @@ class Place:
 
 
 class Attachments:
-    """Answers CNI requests. ``ready`` says why no ADD can be served now, None when it can."""
+    """Answers CNI requests."""
 
     def __init__(
         self,
@@ -70,7 +70,9 @@ class Attachments:
         synced: asyncio.Event,
         multus: Multus,
         defaults: DefaultInterfaces,
+        not_ready: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """``not_ready`` says why the node's datapath is not in place, None when it is."""
         self._kube = kube
         self._cluster = cluster
         self._networks = networks
@@ -79,6 +81,7 @@ class Attachments:
         self._synced = synced
         self._multus = multus
         self._defaults = defaults
+        self._not_ready = not_ready
 
     async def handle(self, request: Request) -> Answer:
         """One request. Raises CniError."""
@@ -87,6 +90,9 @@ class Attachments:
         if request.command is Command.STATUS:
             if not self._synced.is_set():
                 raise CniError(Code.NOT_AVAILABLE, "the agent has not read the cluster's state yet")
+            reason = self._not_ready()
+            if reason is not None:
+                raise CniError(Code.NOT_AVAILABLE, "the node's datapath is not in place", reason)
             return call.success()
         try:
             async with asyncio.timeout(ALLOCATION_TIMEOUT):
@@ -104,7 +110,7 @@ class Attachments:
     async def _add(self, request: Request) -> Answer:
         """The chain's ADD: the primary network, and, where no Multus is, the secondary ones that the pod asks for."""
         pod = request.pod
-        passed_on = call.success(dict(request.previous_result or {"cniVersion": request.version}))
+        passed_on = call.success(result.pass_on(request.previous_result or {}, request.version))
         if pod is None:
             return passed_on
         wanted = await self._attachments(pod)

@@ -65,6 +65,7 @@ def decode_call(body: bytes) -> Call:
     try:
         message = json.loads(body)
         environment = {str(key): str(value) for key, value in message["environment"].items()}
+        "".join(environment.values()).encode()  # A shim passes bytes that are not UTF-8 on as lone surrogates.
         return Call(environment, str(message["config"]).encode())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CniError(Code.DECODING_FAILURE, "malformed call from the CNI shim", repr(error)) from None

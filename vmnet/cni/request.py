@@ -12,7 +12,10 @@ from vmnet.model.endpoint import PodReference
 
 SUPPORTED_VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
-_CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
+SINCE: Final[Mapping[str, tuple[int, ...]]] = {"CHECK": (0, 4, 0), "STATUS": (1, 1, 0), "GC": (1, 1, 0)}
+"""The version of the specification that brought a command: configurations of older ones do not have it."""
+
+_IDENTIFIER: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 _MAX_INTERFACE_NAME: Final = 15
 
 
@@ -81,10 +84,23 @@ def parse(environment: Mapping[str, str], config: bytes) -> Request:
             f"cniVersion {version!r} is not supported",
             f"supported: {', '.join(SUPPORTED_VERSIONS)}",
         )
+    since = SINCE.get(command, (0,))
+    if tuple(map(int, version.split("."))) < since:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"cniVersion {version} has no {command}",
+            f"{command} came with {'.'.join(map(str, since))}",
+        )
     container_id, netns, ifname = _attachment(command, environment)
     previous = _previous_result(body)
-    if command is Command.CHECK and previous is None:
-        raise CniError(Code.INVALID_CONFIG, "CHECK needs prevResult in the network configuration")
+    # A meta-plugin's ADD of one attachment is the first of its own chain.
+    chained = command is Command.ADD and not body.get("netAttachDefName")
+    if previous is None and (chained or command is Command.CHECK):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"{command} needs prevResult in the network configuration",
+            "this plugin is chained: the configuration's first plugin is the default network's",
+        )
     return Request(
         command=command,
         version=version,
@@ -124,6 +140,9 @@ def _config(config: bytes) -> dict[str, Any]:
         raise CniError(Code.DECODING_FAILURE, "the network configuration is not JSON", str(error)) from None
     if not isinstance(body, dict):
         raise CniError(Code.DECODING_FAILURE, "the network configuration is not a JSON object")
+    name = body.get("name", "")
+    if not isinstance(name, str) or not _IDENTIFIER.match(name):
+        raise CniError(Code.INVALID_CONFIG, f"name {name!r} is not a network's name")
     return body
 
 
@@ -133,12 +152,15 @@ def _attachment(command: Command, environment: Mapping[str, str]) -> tuple[str, 
     ifname = environment.get("CNI_IFNAME", "")
     if command in (Command.STATUS, Command.GC):
         return "", "", ""
-    if not _CONTAINER_ID.match(container_id):
+    if not _IDENTIFIER.match(container_id):
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_CONTAINERID {container_id!r} is not a container id")
     # A runtime may call DEL after the namespace is gone, with an empty CNI_NETNS.
     if not netns and command is not Command.DEL:
         raise CniError(Code.INVALID_ENVIRONMENT, "CNI_NETNS is empty")
-    if not ifname or len(ifname) > _MAX_INTERFACE_NAME or set(ifname) & set("/: \t\n") or ifname in (".", ".."):
+    if netns and not netns.startswith("/") and command is not Command.DEL:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS {netns!r} is not a path")
+    wrong = any(character in "/:" or character.isspace() for character in ifname)
+    if wrong or not 1 <= len(ifname.encode()) <= _MAX_INTERFACE_NAME or ifname in (".", ".."):
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname!r} is not an interface name")
     return container_id, netns, ifname
 

@@ -56,7 +56,7 @@ def extend(previous: Mapping[str, Any] | None, interface: ResultInterface, versi
     """
     previous = previous or {}
     interfaces, positions = _kept_interfaces(previous.get("interfaces") or [], interface)
-    ips = _kept_addresses(previous, interfaces, positions, interface.primary)
+    ips = [_in_version(item, version) for item in _kept_addresses(previous, interfaces, positions, interface.primary)]
     index = len(interfaces)
     interfaces.append(_interface(interface, version))
     ips += [_address(item, index, version) for item in interface.addresses]
@@ -68,6 +68,11 @@ def extend(previous: Mapping[str, Any] | None, interface: ResultInterface, versi
     routes += [_route(route) for route in interface.routes if _route(route) not in routes]
     result = {key: value for key, value in previous.items() if key not in ("cniVersion", "interfaces", "ips", "routes")}
     return {"cniVersion": version, **result, "interfaces": interfaces, "ips": ips, "routes": routes}
+
+
+def pass_on(previous: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """The result of an ADD that changed nothing."""
+    return {**previous, "cniVersion": version}
 
 
 def find_interface(result: Mapping[str, Any], name: str, sandbox: str) -> Mapping[str, Any] | None:
@@ -135,12 +140,19 @@ def _interface(interface: ResultInterface, version: str) -> dict[str, Any]:
     return {**body, "mtu": interface.mtu} if version_tuple(version) >= (1, 1) else body
 
 
+def _in_version(item: dict[str, Any], version: str) -> dict[str, Any]:
+    """An address as ``version`` has it: before 1.0 each names its family."""
+    if version_tuple(version) >= (1, 0):
+        item.pop("version", None)
+        return item
+    return {"version": "6" if ":" in str(item.get("address")) else "4", **item}
+
+
 def _address(item: ResultAddress, index: int, version: str) -> dict[str, Any]:
     body: dict[str, Any] = {"address": str(item.address), "interface": index}
     if item.gateway is not None:
         body["gateway"] = str(item.gateway)
-    # Before 1.0 each address names its family.
-    return body if version_tuple(version) >= (1, 0) else {"version": str(item.address.version), **body}
+    return _in_version(body, version)
 
 
 def _route(route: ResultRoute) -> dict[str, Any]:

@@ -6,6 +6,7 @@ are imported, and it runs by path, outside any virtual environment. The wire for
 """
 
 import _socket
+import select
 import sys
 import time
 from _json import encode_basestring_ascii as quote
@@ -22,6 +23,8 @@ DEL_WAIT = 10.0
 POLL = 0.05
 VERSIONS = '["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]'
 
+EAGAIN = 11
+COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 VARIABLES = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
 
 
@@ -33,51 +36,81 @@ def main() -> int:
     """Answer one request: prints to standard output, returns the exit status."""
     from posix import environ  # os would import two dozen modules
 
-    environment = {key.decode(): value.decode("utf-8", "replace") for key, value in environ.items()}
-    config = sys.stdin.buffer.read()
+    environment = {key.decode("ascii", "replace"): decoded(value) for key, value in environ.items()}
     command = environment.get("CNI_COMMAND", "")
-    if command == "VERSION":
-        return answer_version(config)
     path = environment.get("VMNET_CNI_SOCKET", SOCKET)
     wait = float(environment.get("VMNET_CNI_WAIT", WAIT))
+    try:
+        config = read_configuration(wait)
+    except OSError as error:
+        return fail(b"", 5, "the network configuration cannot be read from standard input", error.strerror or str(error))
+    if len(config) > MAX_FRAME:
+        return fail(config, 5, "the network configuration is too large")
+    if command not in COMMANDS:
+        return fail(config, 4, "CNI_COMMAND is not known", command)
+    if command == "VERSION":
+        return answer_version(config)
     body = encode(environment, config)
     if len(body) > MAX_FRAME:
-        return fail(config, 5, f"the network configuration of {len(config)} bytes is too large")
+        return fail(config, 5, "the network configuration is too large")
     try:
         if command == "DEL":
-            answer = exchange(connect(path, 0.0), body, DEL_WAIT)
+            answer = exchange(connect(path, 0.0, DEL_WAIT), body, DEL_WAIT)
         else:
-            answer = exchange(connect(path, wait), body, ANSWER_WAIT)
+            answer = exchange(connect(path, wait, ANSWER_WAIT), body, ANSWER_WAIT)
     except NoAgent as error:
         if command == "DEL":
             # DEL must not wait: a node whose agent is gone could otherwise never drain.
             leave_marker(environment, body)
             return 0
         if command == "STATUS":
-            return fail(config, 50, f"vmnet agent is not serving on {path}: {error}")
-        return fail(config, 11, f"vmnet agent is not serving on {path}: {error}")
+            return fail(config, 50, f"vmnet agent is not serving on {path}", str(error))
+        return fail(config, 11, f"vmnet agent is not serving on {path}", str(error))
     sys.stdout.buffer.write(answer[1:])
     sys.stdout.buffer.flush()
     return answer[0]
 
 
+def decoded(value: bytes) -> str:
+    """Text for the agent: bytes that are not UTF-8 stay wrong, and it says so."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def read_configuration(wait: float) -> bytes:
+    """Standard input, up to one byte more than there may be. Raises OSError, also when it does not end in time."""
+    deadline = time.monotonic() + wait
+    found = b""
+    waiting = select.poll()
+    waiting.register(0, select.POLLIN)
+    while len(found) <= MAX_FRAME:
+        if not waiting.poll(max(deadline - time.monotonic(), 0) * 1000 + 1):
+            raise TimeoutError("Operation timed out")
+        chunk = sys.stdin.buffer.raw.read(MAX_FRAME + 1 - len(found))
+        if not chunk:
+            break
+        found += chunk
+    return found
+
+
 def encode(environment: dict[str, str], config: bytes) -> bytes:
     """Body of the call."""
     pairs = ",".join(f"{quote(key)}:{quote(environment[key])}" for key in VARIABLES if key in environment)
-    return f'{{"environment":{{{pairs}}},"config":{quote(config.decode("utf-8", "replace"))}}}'.encode()
+    return f'{{"environment":{{{pairs}}},"config":{quote(decoded(config))}}}'.encode()
 
 
-def connect(path: str, wait: float) -> _socket.socket:
-    """A connection to the agent, waited for up to ``wait`` seconds. Raises NoAgent."""
-    deadline = time.monotonic() + wait
+def connect(path: str, wait: float, answer_wait: float = ANSWER_WAIT) -> _socket.socket:
+    """A connection to the agent: an absent one is waited for up to ``wait`` seconds, one that is there and has a full
+    backlog up to ``answer_wait``. Raises NoAgent."""
+    start = time.monotonic()
     while True:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection.setblocking(False)
         try:
             connection.connect(path)
             return connection
         except OSError as error:
             connection.close()
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= start + (answer_wait if error.errno == EAGAIN else wait):
                 raise NoAgent(error.strerror or str(error)) from None
         time.sleep(POLL)
 
@@ -116,9 +149,10 @@ def answer_version(config: bytes) -> int:
     return 0
 
 
-def fail(config: bytes, code: int, message: str) -> int:
+def fail(config: bytes, code: int, message: str, details: str = "") -> int:
     """Print a CNI error."""
-    print(f'{{"cniVersion":{quote(version_of(config))},"code":{code},"msg":{quote(message)}}}')
+    start = f'"cniVersion":{quote(version_of(config))},"code":{code}'
+    print(f'{{{start},"msg":{quote(message)},"details":{quote(details)}}}')
     return 1
 
 
@@ -140,7 +174,8 @@ def leave_marker(environment: dict[str, str], body: bytes) -> None:
 
     directory = environment.get("VMNET_CNI_DELETED", DELETED_DIRECTORY)
     name = environment.get("CNI_CONTAINERID", "")
-    if not name or not name[0].isalnum() or not name.replace(".", "").replace("_", "").replace("-", "").isalnum():
+    plain = name.replace(".", "").replace("_", "").replace("-", "")
+    if not name or not name[0].isalnum() or not plain.isalnum() or not name.isascii():
         return
     interface = environment.get("CNI_IFNAME", "")
     if interface and "/" not in interface:

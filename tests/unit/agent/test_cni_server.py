@@ -13,7 +13,7 @@ from vmnet.cni.call import Answer
 from vmnet.cni.errors import CniError, Code
 from vmnet.cni.request import Request
 
-CONFIG = {"cniVersion": "1.1.0", "name": "net", "type": "vmnet-cni"}
+CONFIG = {"cniVersion": "1.1.0", "name": "net", "type": "vmnet-cni", "prevResult": {}}
 ADD = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "abc",

@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "CNI_IFNAME": "eth0",
     "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=red;K8S_POD_NAME=vm-0;K8S_POD_UID=u-1",
 }
-CONFIG: dict[str, Any] = {"cniVersion": "1.0.0", "name": "lab", "type": "vmnet-cni"}
+CONFIG: dict[str, Any] = {"cniVersion": "1.1.0", "name": "lab", "type": "vmnet-cni", "prevResult": {}}
 
 
 def parse(environment: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None) -> request.Request:
@@ -31,11 +31,15 @@ def test_add_names_the_pod() -> None:
     assert found.pod == PodReference("red", "vm-0", "u-1")
     assert (found.container_id, found.netns, found.ifname) == ("0123abc", "/run/netns/x", "eth0")
     assert found.network == "lab"
-    assert found.previous_result is None
+    assert found.previous_result == {}
 
 
 def test_a_runtime_without_kubernetes_names_no_pod() -> None:
     assert parse({"CNI_ARGS": ""}).pod is None
+
+
+def test_a_meta_plugins_add_is_the_first_of_its_chain() -> None:
+    assert parse(config={"prevResult": None, "netAttachDefName": "red/storage"}).previous_result is None
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
@@ -62,10 +66,19 @@ def test_del_needs_no_namespace() -> None:
         ({"CNI_IFNAME": ".."}, {}, Code.INVALID_ENVIRONMENT),
         ({"CNI_ARGS": "novalue"}, {}, Code.INVALID_ENVIRONMENT),
         ({}, {"cniVersion": "9.0.0"}, Code.INCOMPATIBLE_VERSION),
+        ({"CNI_IFNAME": "a\u00a0b"}, {}, Code.INVALID_ENVIRONMENT),
+        ({"CNI_IFNAME": "é" * 8}, {}, Code.INVALID_ENVIRONMENT),
+        ({"CNI_NETNS": "red"}, {}, Code.INVALID_ENVIRONMENT),
+        ({}, {"name": "../lab"}, Code.INVALID_CONFIG),
+        ({}, {"name": None}, Code.INVALID_CONFIG),
+        ({}, {"prevResult": None}, Code.INVALID_CONFIG),
+        ({"CNI_COMMAND": "CHECK"}, {"cniVersion": "0.3.1"}, Code.INCOMPATIBLE_VERSION),
+        ({"CNI_COMMAND": "STATUS"}, {"cniVersion": "1.0.0"}, Code.INCOMPATIBLE_VERSION),
+        ({"CNI_COMMAND": "GC"}, {"cniVersion": "1.0.0"}, Code.INCOMPATIBLE_VERSION),
         ({}, {"prevResult": []}, Code.INVALID_CONFIG),
         ({}, {"prevResult": {"ips": [1]}}, Code.INVALID_CONFIG),
         ({}, {"prevResult": {"interfaces": {}}}, Code.INVALID_CONFIG),
-        ({"CNI_COMMAND": "CHECK"}, {}, Code.INVALID_CONFIG),
+        ({"CNI_COMMAND": "CHECK"}, {"prevResult": None}, Code.INVALID_CONFIG),
         ({"CNI_COMMAND": "GC"}, {}, Code.INVALID_CONFIG),
         ({"CNI_COMMAND": "GC"}, {"cni.dev/valid-attachments": [{"containerID": "x"}]}, Code.INVALID_CONFIG),
     ],
