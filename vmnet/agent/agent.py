@@ -12,6 +12,7 @@ from vmnet.agent.attachments import Attachments
 from vmnet.agent.carry import Arrivals, Departures, Holds
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.cni_server import CniServer
+from vmnet.agent.conflist import Conflist, installs, shim
 from vmnet.agent.credentials import Credentials
 from vmnet.agent.cut_over import CutOvers
 from vmnet.agent.datagrams import Datagrams
@@ -139,7 +140,7 @@ class Agent:
             self._defaults,
             self.not_ready,
         )
-        self._health_checks = HealthChecks(lambda: self.not_ready() is None)
+        self._health_checks = HealthChecks(lambda: not self._out_of_place())
         self._self_test = SelfTest(
             kernel,
             self._networks,
@@ -150,6 +151,17 @@ class Agent:
             domain=domain,
             period=float(own.self_test_seconds),
         )
+        self._conflist = (
+            Conflist(
+                own.cni_configurations,
+                own.cni_programs,
+                shim(),
+                remove=own.install_cni == "remove",
+                networks=lambda: [network.name for network in self._networks.rendered()],
+            )
+            if installs(own.install_cni)
+            else None
+        )
         self._server = CniServer(own.cni_socket, self._attachments.handle)
 
     def not_ready(self) -> str | None:
@@ -158,6 +170,11 @@ class Agent:
 
     def missing(self) -> tuple[str, ...]:
         """What is not in place."""
+        problem = self._conflist.problem if self._conflist is not None else None
+        return (*self._out_of_place(), *((problem,) if problem is not None else ()))
+
+    def _out_of_place(self) -> tuple[str, ...]:
+        """Of the datapath, which serves the pods that are there also where no new one is given to this agent."""
         found = []
         behind = sorted(store.resource.plural for store in self._stores.all() if not store.synced.is_set())
         if behind:
@@ -215,6 +232,8 @@ class Agent:
                 tasks.service(self._peers.serve(str(self._networks.this_node().address)), "other agents")
                 tasks.service(self._self_test.run(), "self-test")
                 tasks.service(self._defaults.follow_kubelet(), "the kubelet's control group")
+                if self._conflist is not None:
+                    tasks.service(self._conflist.run(), "the node's CNI configuration")
                 await asyncio.Event().wait()
         finally:
             await self._server.close()

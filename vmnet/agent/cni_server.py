@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vmnet import metrics
-from vmnet.cni import call
+from vmnet.cni import call, request
 from vmnet.cni.call import Answer
 from vmnet.cni.errors import CniError, Code
 from vmnet.cni.request import Request
@@ -62,9 +62,11 @@ class CniServer:
         started = time.monotonic()
         command, result, version = "unknown", "ok", "1.1.0"
         try:
-            request = call.decode_call(body).request()
-            command, version = request.command.value, request.version
-            return await self._handler(request)
+            asked = call.decode_call(body)
+            version = request.version_of(asked.config)
+            found = asked.request()
+            command = found.command.value
+            return await self._handler(found)
         except CniError as error:
             result = str(int(error.code))
             log.info("CNI %s: %s %s", command, error.message, error.details)

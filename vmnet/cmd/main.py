@@ -46,6 +46,11 @@ COMMANDS: Final = (
         "allocates addresses and reconciles networks (one per cluster; runs as a Deployment)",
     ),
     Command("agent", "vmnet.cmd.agent", "owns one node's datapath (one per node; runs as a DaemonSet)"),
+    Command(
+        "uninstall",
+        "vmnet.cmd.uninstall",
+        "takes the CNI plugin out of this node, and says what it has to leave",
+    ),
     Command("migration", "vmnet.cmd.migration", "what live migrations did to their machines' network"),
     Command("dns", "vmnet.cmd.dns", "what a network's DNS answers, and why (on a node)"),
     Command("config", "vmnet.cmd.config", "what can be decided, what is decided and by whom"),

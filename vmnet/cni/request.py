@@ -114,6 +114,15 @@ def parse(environment: Mapping[str, str], config: bytes) -> Request:
     )
 
 
+def version_of(config: bytes) -> str:
+    """``cniVersion`` of a configuration, valid or not, for the answer; 1.1.0 where it names none."""
+    try:
+        version = json.loads(config)["cniVersion"]
+    except (ValueError, KeyError, TypeError):
+        return "1.1.0"
+    return version if isinstance(version, str) else "1.1.0"
+
+
 def parse_args(text: str) -> dict[str, str]:
     """``A=1;B=2`` as a dict. Raises CniError(INVALID_ENVIRONMENT)."""
     found = {}

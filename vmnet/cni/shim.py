@@ -43,7 +43,9 @@ def main() -> int:
     try:
         config = read_configuration(wait)
     except OSError as error:
-        return fail(b"", 5, "the network configuration cannot be read from standard input", error.strerror or str(error))
+        return fail(
+            b"", 5, "the network configuration cannot be read from standard input", error.strerror or str(error)
+        )
     if len(config) > MAX_FRAME:
         return fail(config, 5, "the network configuration is too large")
     if command not in COMMANDS:
@@ -78,6 +80,8 @@ def decoded(value: bytes) -> str:
 
 def read_configuration(wait: float) -> bytes:
     """Standard input, up to one byte more than there may be. Raises OSError, also when it does not end in time."""
+    from posix import read
+
     deadline = time.monotonic() + wait
     found = b""
     waiting = select.poll()
@@ -85,7 +89,7 @@ def read_configuration(wait: float) -> bytes:
     while len(found) <= MAX_FRAME:
         if not waiting.poll(max(deadline - time.monotonic(), 0) * 1000 + 1):
             raise TimeoutError("Operation timed out")
-        chunk = sys.stdin.buffer.raw.read(MAX_FRAME + 1 - len(found))
+        chunk = read(0, MAX_FRAME + 1 - len(found))
         if not chunk:
             break
         found += chunk

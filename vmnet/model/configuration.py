@@ -496,7 +496,17 @@ class Agent(_Section):
         FilePath(), Path(names.CNI_SOCKET), "Unix socket on which the CNI plugin reaches the agent", "--cni-socket"
     )
     cni_configurations: Path = option(
-        FilePath(), CNI_CONFIGURATIONS, "directory of the node's CNI configurations", "--cni-configurations"
+        FilePath(), CNI_CONFIGURATIONS, "directory of the node's CNI configurations", "--cni-conf-dir"
+    )
+    cni_programs: Path = option(
+        FilePath(), Path("/opt/cni/bin"), "directory of the node's CNI plugins", "--cni-bin-dir"
+    )
+    install_cni: str = option(
+        Choice("auto", "yes", "no", "remove"),
+        "auto",
+        "whether the agent installs the CNI plugin and keeps it at the end of the node's chain, or out of it: auto is"
+        " yes in a pod, and no elsewhere",
+        "--install-cni",
     )
     multus: str = option(
         Choice("auto", "yes", "no"),

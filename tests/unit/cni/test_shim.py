@@ -103,7 +103,9 @@ async def test_an_error_of_the_agent_is_printed_and_its_status_kept(run: Run, tm
 
 
 @pytest.mark.parametrize(("command", "code"), [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)])
-async def test_without_an_agent_the_runtime_is_told_to_try_again(run: Run, tmp_path: Path, command: str, code: int) -> None:
+async def test_without_an_agent_the_runtime_is_told_to_try_again(
+    run: Run, tmp_path: Path, command: str, code: int
+) -> None:
     started = time.monotonic()
     status, output, _ = await run(tmp_path, command)
     assert time.monotonic() - started >= 0.2

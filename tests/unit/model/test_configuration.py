@@ -43,7 +43,7 @@ def test_what_flags_have_been_called_they_are_called_still() -> None:
     assert {item.flag for item in OPTIONS if item.section in ("shared", "agent", "dns")} >= {
         *("--node-name", "--kubeconfig", "--metrics-address", "--cluster-domain", "--dns-upstream", "--dns-ttl"),
         *("--log-dns-queries", "--dns-socket", "--default-service", "--service-range", "--cni-socket", "--multus"),
-        *("--cni-configurations", "--localnet", "--kubelet-cgroup", "--log-level"),
+        *("--cni-conf-dir", "--cni-bin-dir", "--install-cni", "--localnet", "--kubelet-cgroup", "--log-level"),
     }
     assert {item.flag for item in OPTIONS if item.section in ("shared", "controller")} >= {
         *("--kubeconfig", "--namespace", "--metrics-address", "--webhook-address", "--webhook-url"),
