@@ -16,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--node",
         action="store_true",
-        required=True,
         help="of the node that this runs on, whose agent has ended. While agents run they do it themselves, on every"
         " node: set agent.installCni to remove",
     )
@@ -28,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Take it out, and print what was done. Exit status 1 where something is left. Raises OSError."""
+    if not arguments.node:
+        print("vmnet uninstall: say what of: --node takes the CNI plugin out of this node", file=sys.stderr)
+        return 2
     if await _answers(arguments.cni_socket):
         print("vmnet uninstall: an agent runs on this node and would put the plugin back", file=sys.stderr)
         print("  → set agent.installCni to remove and restart it, or end it first", file=sys.stderr)

@@ -52,5 +52,5 @@ async def test_a_running_agent_would_put_it_back(words: list[str], tmp_path: Pat
 
 
 def test_it_must_be_said_that_the_node_is_meant(words: list[str]) -> None:
-    with pytest.raises(SystemExit):
-        main.main([word for word in words if word != "--node"])
+    assert main.main([word for word in words if word != "--node"]) == 2
+    assert "vmnet-cni" in (Path(words[3]) / "10-flannel.conflist").read_text()
