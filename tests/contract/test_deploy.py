@@ -38,3 +38,40 @@ async def test_the_single_file_applies(tmp_path: Path) -> None:
         await run.check("delete", "--ignore-not-found", "--wait=false", "-f", str(manifests.INSTALL), timeout=90)
         left = await run.check("get", "clusterroles,validatingadmissionpolicies", "-o", "name")
     assert "vmnet" not in left
+
+
+WRONG = """
+apiVersion: {version}
+kind: {kind}
+metadata: {{name: wrong, namespace: default}}
+{body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "body", "says"),
+    [
+        ("rbac.authorization.k8s.io/v1", "Role", "rules: [{verb: [get]}]", 'unknown field "rules[0].verb"'),
+        ("policy/v1", "PodDisruptionBudget", "spec: {maxUnavailble: 1}", 'unknown field "spec.maxUnavailble"'),
+        ("scheduling.k8s.io/v1", "PriorityClass", "valu: 1", 'unknown field "valu"'),
+        (
+            "admissionregistration.k8s.io/v1",
+            "ValidatingAdmissionPolicy",
+            "spec: {validations: [{expresion: 'true'}]}",
+            'unknown field "spec.validations[0].expresion"',
+        ),
+        (
+            "admissionregistration.k8s.io/v1",
+            "ValidatingAdmissionPolicyBinding",
+            "spec: {policyName: x, validationActions: [Deny, Warn]}",
+            "must not contain both Deny and Warn",
+        ),
+    ],
+)
+async def test_what_is_misspelt_is_refused(version: str, kind: str, body: str, says: str, tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        run = Kubectl(server, tmp_path, str(kubectl.find()))
+        text = WRONG.format(version=version, kind=kind, body=body)
+        found = await run("create", "--validate=strict", "-f", "-", stdin=text)
+    assert found.exit != 0
+    assert says in found.stderr

@@ -237,6 +237,23 @@ async def test_what_restricted_allows_is_allowed(cluster: Cluster) -> None:
     await kube.create(PODS, {"metadata": {"name": "controller", "labels": labels}, "spec": template["spec"]}, SYSTEM)
 
 
+async def test_levels_of_pod_security_are_enforced_by_labels(cluster: Cluster) -> None:
+    kube = await cluster.admin()
+    for mode in ("enforce", "warn"):
+        labels = {f"pod-security.kubernetes.io/{mode}": "restricted"}
+        await kube.create(NAMESPACES, {"metadata": {"name": f"they-{mode}", "labels": labels}})
+    text = await refusal(kube.create(PODS, pod("bad", hostNetwork=True), "they-enforce"))
+    assert (
+        'pods "bad" is forbidden: violates PodSecurity "restricted:latest": host namespaces (hostNetwork=true), '
+        in text
+    )
+    await kube.create(PODS, pod("good", **GOOD), "they-enforce")
+    run = ("run", "bad", "-n", "they-warn", "--image", "i", "--restart", "Never")
+    found = await cluster.kubectl(*run)
+    assert found.exit == 0, found
+    assert 'would violate PodSecurity "restricted:latest": allowPrivilegeEscalation != false' in found.stderr
+
+
 @pytest.mark.parametrize(
     ("role", "verb", "resource", "answer"),
     [

@@ -1,7 +1,13 @@
-"""The Pod Security Standards (levels ``baseline`` and ``restricted``), worded as the real server's admission does."""
+"""The Pod Security Standards and the admission that enforces them by a namespace's labels, worded as the real server's.
+
+Pods are judged when they are made. Templates of workloads, which the real server warns of too, are not.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
+
+from vmnet.lab.apiserver.resources import ResourceInfo
+from vmnet.lab.apiserver.status import forbidden
 
 Pod = Mapping[str, Any]
 """``metadata`` and ``spec`` of a pod or of a template."""
@@ -39,6 +45,31 @@ def violations(pod: Pod, level: str) -> list[str]:
     checks = {PRIVILEGED: (), BASELINE: _BASELINE, RESTRICTED: (*_BASELINE, *_RESTRICTED)}[level]
     found = (check(pod["spec"]) for check in checks)
     return [text for text in found if text]
+
+
+_LABEL: Final = "pod-security.kubernetes.io/"
+
+
+def concerned(info: ResourceInfo, operation: str, subresource: str, namespace: Pod | None) -> bool:
+    """Whether a write makes a pod where a level is enforced or warned of; ``namespace`` is the one it is in."""
+    labels = (namespace or {}).get("metadata", {}).get("labels") or {}
+    making = info.storage_key == ("", "pods") and (operation, subresource) == ("CREATE", "")
+    return making and any(labels.get(_LABEL + mode, PRIVILEGED) != PRIVILEGED for mode in ("enforce", "warn"))
+
+
+def check(info: ResourceInfo, pod: Pod, namespace: Pod, warnings: list[str]) -> None:
+    """Judge a new pod by its namespace's labels. Raises ApiError (403)."""
+    labels = namespace["metadata"].get("labels") or {}
+    for mode in ("enforce", "warn"):
+        level = labels.get(_LABEL + mode, PRIVILEGED)
+        version = labels.get(f"{_LABEL}{mode}-version", "latest")
+        # A level that nobody knows is the strictest.
+        found = violations(pod, level if level in LEVELS else RESTRICTED)
+        text = f'PodSecurity "{level}:{version}": {", ".join(found)}'
+        if found and mode == "enforce":
+            raise forbidden(info, str(pod["metadata"]["name"]), f"violates {text}")
+        if found:
+            warnings.append(f"would violate {text}")
 
 
 def _containers(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -23,6 +23,7 @@ from vmnet.lab.apiserver import (
     discovery,
     openapi,
     patches,
+    pod_security,
     privileges,
     protobuf,
     representations,
@@ -612,7 +613,9 @@ class ApiServer:
         asked = Asked(info, target.namespace, name, target.subresource, operation, call.user, options.dry_run, given)
         met = self.policies.meet(asked)
         hooked = self.admission.concerns(info, operation, target.subresource)
-        if not hooked and not met:
+        place = self.store.get(NAMESPACES, ("", target.namespace)) if target.namespace else None
+        judged = pod_security.concerned(info, operation, target.subresource, place.obj if place else None)
+        if not hooked and not met and not judged:
             return
         old = stored.at(info.api_version) if stored is not None else None
         proposed = write(replace(options, dry_run=True, warnings=[]))
@@ -628,6 +631,8 @@ class ApiServer:
             options.mutations += await self.admission.mutate(asked, shown, old, options.warnings)
             if options.mutations:
                 proposed = write(replace(options, dry_run=True, warnings=[]))
+        if judged and place is not None:
+            pod_security.check(info, proposed, place.obj, options.warnings)
         self.policies.check(met, asked, proposed, old, options.warnings)
         if hooked:
             await self.admission.validate(asked, proposed, old, options.warnings)
