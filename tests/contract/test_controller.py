@@ -291,10 +291,26 @@ async def test_the_webhook_names_claims_and_keeps_others_from_it(tmp_path: Path)
                     PODS, pod("thief", labels=labels, ownerReferences=[owner], annotations=forged), "blue"
                 )
             assert await process.stop() == 0
-        # Nobody answers: pods of machines wait, all others do not.
+        # Nobody answers: pods of machines wait, all others do not, and those that run are changed as ever.
         with pytest.raises(Unavailable, match="failed calling webhook"):
             await kube.create(PODS, pod("target", labels=labels, ownerReferences=[owner]), "blue")
         await kube.create(PODS, pod("plain"), "blue")
+        harmless = {"labels": {"kubevirt.io/nodeName": "n1"}, "annotations": {"some": "thing"}}
+        for name in ("source", "plain"):
+            changed = await kube.patch(PODS, name, {"metadata": harmless}, "blue")
+            assert changed["metadata"]["labels"]["kubevirt.io/nodeName"] == "n1"
+        bind: list[Object] = [
+            {"annotations": {names.PRIMARY_CLAIM_ANNOTATION: "victim.happy"}},
+            {"annotations": {names.NETWORKS_ANNOTATION: "other"}},
+            {"labels": {names.CREATED_BY_LABEL: "somebody-else"}},
+            {"ownerReferences": []},
+        ]
+        for change in bind:
+            with pytest.raises(Unavailable, match="failed calling webhook"):
+                await kube.patch(PODS, "source", {"metadata": change}, "blue")
+        with pytest.raises(Unavailable, match="failed calling webhook"):
+            await kube.patch(PODS, "plain", {"metadata": {"labels": labels}}, "blue")
+        assert (await kube.get(PODS, "source", "blue"))["metadata"]["ownerReferences"] == [owner]
 
 
 async def test_a_wrong_network_is_refused_by_the_api(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Admission webhooks: who is asked about a write, what is sent, and what the answers do to it.
 
 As recorded from the real server: mutating webhooks first, one after another, each with what those before it made of the
-object; then the validating ones, all at once. ``matchConditions`` and ``reinvocationPolicy`` are not evaluated.
+object; then the validating ones, all at once. ``reinvocationPolicy`` is not evaluated.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ import aiohttp
 
 from vmnet.lab.apiserver import patches, selectors
 from vmnet.lab.apiserver.authentication import User
+from vmnet.lab.apiserver.cel import EvaluationError, compiled
 from vmnet.lab.apiserver.resources import ResourceInfo
 from vmnet.lab.apiserver.status import ApiError
 from vmnet.lab.apiserver.storage import Object, Store
@@ -33,6 +34,8 @@ _DEFAULT_TIMEOUT: Final = 10
 _DEFAULT_PORT: Final = 443
 _OWN: Final = frozenset({"mutatingwebhookconfigurations", "validatingwebhookconfigurations"})
 """Never sent to webhooks: a bad one could not be removed."""
+CONDITION_NAMES: Final = frozenset({"object", "oldObject", "request"})
+"""What expressions of ``matchConditions`` may speak of."""
 _HEADERS: Final = {"Accept": "application/json, */*", "User-Agent": "kube-apiserver-admission"}
 
 
@@ -111,7 +114,8 @@ class Admission:
     def _matching(self, phase: Phase, asked: Asked, obj: Object | None, old: Object | None) -> list[Mapping[str, Any]]:
         found = []
         for hook in self._hooks(phase, asked.info):
-            if _ruled(hook, asked.info, asked.operation, asked.subresource) and self._selected(hook, asked, obj, old):
+            ruled_here = _ruled(hook, asked.info, asked.operation, asked.subresource)
+            if ruled_here and self._selected(hook, asked, obj, old) and _conditions_hold(hook, asked, obj, old):
                 found.append(hook)
         return found
 
@@ -228,6 +232,27 @@ def applied(obj: Object, operations: Iterable[Any]) -> Object:
     if not isinstance(found, dict):
         raise _internal("the patched object is no object")
     return found
+
+
+def _conditions_hold(hook: Mapping[str, Any], asked: Asked, obj: Object | None, old: Object | None) -> bool:
+    """Whether a webhook is to be asked. One condition that does not hold decides, whatever others fail to say.
+
+    Raises ApiError where none decides, one cannot be evaluated, and the webhook must be asked.
+    """
+    conditions = hook.get("matchConditions") or ()
+    if not conditions:
+        return True
+    variables = {"object": obj, "oldObject": old, "request": review_request(asked, obj, old)}
+    failure = ""
+    for condition in conditions:
+        try:
+            if compiled(condition["expression"], CONDITION_NAMES).evaluate(variables) is not True:
+                return False
+        except EvaluationError as error:
+            failure = failure or f"expression '{condition['expression']}' resulted in error: {error}"
+    if failure and hook.get("failurePolicy") != "Ignore":
+        raise _internal(f'failed to evaluate match conditions of webhook "{hook["name"]}": {failure}')
+    return not failure
 
 
 def _ruled(hook: Mapping[str, Any], info: ResourceInfo, operation: str, subresource: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vmnet.lab.apiserver import selectors
-from vmnet.lab.apiserver.admission import GROUP, Asked, review_request, ruled
+from vmnet.lab.apiserver.admission import CONDITION_NAMES, GROUP, Asked, review_request, ruled
 from vmnet.lab.apiserver.cel import CompileError, EvaluationError, Expression, compiled
 from vmnet.lab.apiserver.resources import Registry, ResourceInfo
 from vmnet.lab.apiserver.status import ApiError, Cause, invalid_value, required, unsupported
@@ -250,11 +250,19 @@ def policy_causes(obj: Object) -> list[Cause]:
     return causes
 
 
-def _uncompiled(source: Any, field: str, composed: Iterable[str]) -> list[Cause]:
+def condition_causes(conditions: Iterable[Mapping[str, Any]], field: str) -> list[Cause]:
+    """Causes for the ``matchConditions`` of a webhook: they know neither parameters nor variables."""
+    causes: list[Cause] = []
+    for position, item in enumerate(conditions):
+        causes += _uncompiled(item.get("expression"), f"{field}[{position}].expression", (), CONDITION_NAMES)
+    return causes
+
+
+def _uncompiled(source: Any, field: str, composed: Iterable[str], known: frozenset[str] = _NAMES) -> list[Cause]:
     if not source:
         return [required(field)]
     try:
-        Expression(str(source), _NAMES)
+        Expression(str(source), known)
     except CompileError as error:
         return [invalid_value(field, source, f"compilation failed: {error}")]
     unknown = [name for name in _VARIABLE.findall(str(source)) if name not in composed]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from vmnet.lab.apiserver.admission_policies import binding_causes, policy_causes
+from vmnet.lab.apiserver.admission_policies import binding_causes, condition_causes, policy_causes
 from vmnet.lab.apiserver.status import Cause, invalid_value, required, unsupported
 
 Object = dict[str, Any]
@@ -118,6 +118,7 @@ def _webhooks(obj: Mapping[str, Any]) -> list[Cause]:
     causes: list[Cause] = []
     for position, hook in enumerate(obj.get("webhooks") or ()):
         field = f"webhooks[{position}]"
+        causes += condition_causes(hook.get("matchConditions") or (), f"{field}.matchConditions")
         if str(hook.get("name") or "").count(".") < 2:
             text = "should be a domain with at least three segments separated by dots"
             causes.append(invalid_value(f"{field}.name", hook.get("name") or "", text))

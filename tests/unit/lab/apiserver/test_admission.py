@@ -233,6 +233,46 @@ async def test_a_webhook_that_is_away(cluster: Cluster, policy: str, code: int) 
         )
 
 
+@pytest.mark.parametrize(
+    ("conditions", "policy", "asked", "code"),
+    [
+        (['object.metadata.name == "met"'], "Fail", True, 201),
+        (['object.metadata.name == "other"'], "Fail", False, 201),
+        (['object.metadata.name == "met"', 'request.operation == "UPDATE"'], "Fail", False, 201),
+        (['object.data.missing == "x"', "false"], "Fail", False, 201),
+        (['object.data.missing == "x"', "true"], "Fail", False, 500),
+        (['object.data.missing == "x"', "true"], "Ignore", False, 201),
+        (["oldObject == null"], "Fail", True, 201),
+    ],
+)
+async def test_a_webhook_is_asked_about_what_meets_its_conditions(
+    cluster: Cluster, conditions: list[str], policy: str, asked: bool, code: int
+) -> None:
+    named = [{"name": f"c{number}", "expression": text} for number, text in enumerate(conditions)]
+    await cluster.configure(matchConditions=named, failurePolicy=policy)
+    status, found, _ = await cluster.create("met")
+    assert status == code, found
+    assert [item["name"] for item in cluster.asked] == (["met"] if asked else [])
+    if code == 500:
+        assert "failed to evaluate match conditions" in found["message"]
+
+
+async def test_a_condition_that_does_not_compile_is_refused(cluster: Cluster) -> None:
+    group = "admissionregistration.k8s.io/v1"
+    hook = {
+        "name": "hook.lab.example.test",
+        "clientConfig": {"url": cluster.hook},
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "matchConditions": [{"name": "wrong", "expression": "params.x == 1"}],
+    }
+    body = {"apiVersion": group, "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "wrong"}}
+    path = f"/apis/{group}/validatingwebhookconfigurations"
+    status, found, _ = await cluster.call("POST", path, {**body, "webhooks": [hook]})
+    assert status == 422
+    assert found["details"]["causes"][0]["field"] == "webhooks[0].matchConditions[0].expression"
+
+
 async def test_a_certificate_of_somebody_else_is_not_believed(cluster: Cluster, tmp_path: Path) -> None:
     other = prepare(tmp_path / "other", ["127.0.0.1"])
     bundle = base64.b64encode(other.authority.read_bytes()).decode()
