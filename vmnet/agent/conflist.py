@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vmnet.cni import chain
 from vmnet.cni import shim as python_shim
@@ -107,6 +107,9 @@ class Conflist:
             for name in PROGRAMS:
                 self._install(name)
             self.problem = self._chain()
+        except PermissionError as error:
+            # Of root's capabilities an agent keeps few; CAP_DAC_OVERRIDE is not among them.
+            self.problem = f"the CNI plugin cannot be installed: {error}: the directory must be root's"
         except OSError as error:
             self.problem = f"the CNI plugin cannot be installed: {error}"
         if self.problem is not None and self.problem != self._told:
@@ -123,6 +126,8 @@ class Conflist:
             with suppress(Unusable, FileNotFoundError):
                 text = path.read_bytes()
                 body = chain.parse(text)
+                if any(chain.has_plugin(copy) for copy in chain.copies(body)):
+                    left.append(f"{path} holds a copy of the chain with {chain.PLUGIN}: restart Multus")
                 if not chain.has_plugin(body):
                     continue
                 rest = chain.unchained(body) if chain.is_list(body) else {}
@@ -175,20 +180,26 @@ class Conflist:
 
     def _chain(self) -> str | None:
         """The entry in the configuration that pods are made by; returns what is in the way."""
+        multus: tuple[Path, dict[str, Any]] | None = None
         for name in chain.candidates(self._files()):
             path = self._configurations / name
             try:
                 text = path.read_bytes()
                 body = chain.parse(text)
                 if chain.is_multus(body):
+                    multus = multus or (path, body)
                     continue
                 if chain.is_list(body):
                     problem = self._put(path, text, body)
                     if problem is None:
                         # Only now: until here the wrapper was what pods were made by.
                         self._unwrap()
-                    return problem
-                return self._wrap(path, body)
+                else:
+                    problem, name = self._wrap(path, body), chain.WRAPPER
+                if problem is None and multus is not None:
+                    passed = chain.passed_by(multus[1], name)
+                    problem = f"{multus[0]}: {passed}: restart Multus" if passed else None
+                return problem
             except FileNotFoundError:
                 return f"{path} went away"
             except Unusable as error:
@@ -196,7 +207,7 @@ class Conflist:
         self._unwrap()
         return f"{self._configurations} has no configuration of a default network yet"
 
-    def _put(self, path: Path, text: bytes, body: dict[str, object]) -> str | None:
+    def _put(self, path: Path, text: bytes, body: dict[str, Any]) -> str | None:
         wanted = chain.chained(body)
         if wanted == body:
             return None
@@ -212,7 +223,7 @@ class Conflist:
         log.info("%s ends with %s", path, chain.PLUGIN)
         return None
 
-    def _wrap(self, path: Path, body: dict[str, object]) -> str | None:
+    def _wrap(self, path: Path, body: dict[str, Any]) -> str | None:
         wanted, wrapper = chain.render(chain.wrapped(body, path.name)), self._configurations / chain.WRAPPER
         if not wrapper.name < path.name:
             return f"{path} is no list, and no list can come before it: rename it to 10-{path.name}"
@@ -276,7 +287,8 @@ def _replace(path: Path, read: bytes, wanted: bytes) -> bool:
     try:
         found = path.stat()
         _write(aside, wanted, stat.S_IMODE(found.st_mode))
-        os.chown(aside, found.st_uid, found.st_gid)
+        with suppress(PermissionError):  # An agent without CAP_CHOWN: then it is root's.
+            os.chown(aside, found.st_uid, found.st_gid)
         exchange.exchange(aside, path)
         if aside.read_bytes() == read:
             return True

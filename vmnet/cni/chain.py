@@ -7,6 +7,7 @@ configuration cannot hold another one, so a list of both is put before it.
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from vmnet.cni.request import SUPPORTED_VERSIONS
@@ -60,6 +61,28 @@ def is_list(body: Mapping[str, Any]) -> bool:
 def is_multus(body: Mapping[str, Any]) -> bool:
     """Whether it calls Multus, which calls the default network's plugins."""
     return any(str(plugin.get("type", "")).startswith("multus") for plugin in _plugins(body))
+
+
+def copies(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Configurations that Multus' own file holds copies of (``delegates``): the first is the default network's."""
+    found = [plugin.get("delegates") for plugin in _plugins(body)]
+    return [item for items in found if isinstance(items, list) for item in items if isinstance(item, dict)]
+
+
+def passed_by(body: Mapping[str, Any], name: str) -> str | None:
+    """Why Multus does not call what file ``name`` says; None when it does.
+
+    It may hold a copy of an older state of it, or name another file (``clusterNetwork``)."""
+    held = copies(body)
+    if held:
+        return (
+            None if has_plugin(held[0]) else f"it holds a copy of the default network's configuration without {PLUGIN}"
+        )
+    for plugin in _plugins(body):
+        named = plugin.get("clusterNetwork")
+        if isinstance(named, str) and named.endswith(EXTENSIONS) and PurePosixPath(named).name != name:
+            return f"it calls {named}"
+    return None
 
 
 def has_plugin(body: Mapping[str, Any]) -> bool:

@@ -131,6 +131,33 @@ def test_multus_stays_first_and_its_default_network_is_chained_into(node: Node) 
     assert node.types("10-flannel.conflist") == ["flannel", "portmap", "vmnet-cni"]
 
 
+def test_a_multus_that_does_not_see_the_change_is_told_and_not_left_without_a_program(node: Node) -> None:
+    """Multus may hold a copy of the default network's configuration, made when it started."""
+    node.write("10-flannel.conflist", FLANNEL)
+    node.write("00-multus.conf", {"name": "m", "type": "multus", "delegates": [FLANNEL]})
+    node.conflist.look()
+    assert "restart Multus" in str(node.conflist.problem)
+    node.rename("00-multus.conf", {"name": "m", "type": "multus", "delegates": [node.read("10-flannel.conflist")]})
+    node.conflist.look()
+    assert node.conflist.problem is None
+    found = node.agent(remove=True).take_out()
+    assert node.read("10-flannel.conflist") == FLANNEL
+    assert "restart Multus" in found.left[0]
+    assert (node.programs / "vmnet-cni").exists()
+    node.rename("00-multus.conf", {"name": "m", "type": "multus", "delegates": [FLANNEL]})
+    assert node.agent(remove=True).take_out().left == ()
+    assert os.listdir(node.programs) == []
+    # Or it names a file, which was the first when it started.
+    (node.configurations / "10-flannel.conflist").unlink()
+    node.write("10-old.conf", SINGLE)
+    node.rename("00-multus.conf", {**MULTUS, "clusterNetwork": "/host/etc/cni/net.d/10-old.conf"})
+    node.conflist.look()
+    assert "it calls /host/etc/cni/net.d/10-old.conf" in str(node.conflist.problem)
+    node.rename("00-multus.conf", {**MULTUS, "clusterNetwork": "/host/etc/cni/net.d/00-vmnet.conflist"})
+    node.conflist.look()
+    assert node.conflist.problem is None
+
+
 def test_a_single_plugins_file_gets_a_list_before_it(node: Node) -> None:
     node.write("00-multus.conf", MULTUS)
     node.write("10-old.conf", SINGLE)
