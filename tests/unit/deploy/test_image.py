@@ -1,13 +1,19 @@
 """The Containerfile, as far as it can be told without an engine: what it names exists, and is what the project says."""
 
 import importlib.metadata
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from vmnet.cni.chain import PLUGIN
 
 ROOT = Path(__file__).parents[3]
 CONTAINERFILE = ROOT / "Containerfile"
@@ -42,7 +48,6 @@ def test_the_base_is_pinned_by_version() -> None:
     assert all(rest.startswith("${BASE}") for rest in of("FROM"))
 
 
-@pytest.mark.skipif(not (ROOT / "vmnet/cni/shim.c").exists(), reason="the shim's source is not in this tree yet")
 def test_every_source_exists_and_is_sent_to_the_builder() -> None:
     sent = [line[1:] for line in (ROOT / ".containerignore").read_text().splitlines() if line.startswith("!")]
     stages = {rest.split(" AS ")[1] for rest in of("FROM") if " AS " in rest}
@@ -62,6 +67,61 @@ def test_the_wheel_that_is_built_there_needs_nothing_that_is_not_copied() -> Non
     needed = {found["project"]["readme"], *found["project"]["license-files"], "pyproject.toml"}
     needed |= {name.split("/")[0] for name in found["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
     assert needed <= copied
+
+
+def run(*words: str, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        words, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_what_is_copied_suffices_to_build_install_and_start(tmp_path: Path) -> None:
+    """The steps of the stage ``packages``, without the network: what it would fetch is this environment's."""
+    source, site = tmp_path / "src", tmp_path / "site"
+    for rest in of("COPY"):
+        *sources, target = rest.split()
+        for name in sources:
+            if not target.startswith("/src") or name.startswith("--"):
+                continue
+            # A file or, of a directory, what is in it.
+            where = source / target.removeprefix("/src").strip("/")
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, where, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                where = where / name if target.endswith("/") else where
+                where.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, where)
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+    assert build["requires"] == [f"hatchling=={importlib.metadata.version('hatchling')}"]
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist"), cwd=source)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    pip = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel))
+    run(sys.executable, *pip, cwd=tmp_path)
+    for program in ("agent", "controller"):
+        code = f"import sys, vmnet.cmd.main as m; print(m.__file__); sys.argv[1:] = ['{program}', '--help']; m.main()"
+        told = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+        assert told.startswith(str(site))
+        assert "--kubeconfig" in told
+    written = {path.relative_to(site) for path in site.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    there = {
+        path.relative_to(ROOT)
+        for path in (ROOT / "vmnet").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert there <= written
+
+
+def test_the_plugin_is_built_as_the_image_builds_it(tmp_path: Path) -> None:
+    (line,) = [rest for rest in of("RUN") if rest.startswith("musl-gcc")]
+    words = line.replace("/src/shim.c", str(ROOT / "vmnet/cni/shim.c")).replace("/vmnet-cni", str(tmp_path / "plugin"))
+    run(*words.split(), cwd=tmp_path)
+    told = run(str(tmp_path / "plugin"), cwd=tmp_path, CNI_COMMAND="VERSION")
+    assert "1.1.0" in json.loads(told)["supportedVersions"]
+    (copy,) = [rest for rest in of("COPY") if rest.startswith("--from=shim")]
+    # The agent looks for it there (``agent.conflist.shim``): the image's environment is /opt/vmnet.
+    assert copy.split()[-1] == f"/opt/vmnet/libexec/{PLUGIN}"
 
 
 def test_everything_that_pip_installs_is_pinned() -> None:
