@@ -1,13 +1,17 @@
-"""One agent on the real kernel, whose networks somebody breaks; a program that runs in namespaces of its own.
+"""One agent on the real kernel: its networks are broken, or it is uninstalled. A program for namespaces of its own.
 
-It prints what was broken, and what the agent made of it; exits 0 when all was found and mended.
+``python self_test_node.py CASE`` exits 0 when the case holds, and prints what was done.
 """
+
+# Files of a private /run have no events to wait for.
+# ruff: noqa: ASYNC240
 
 import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +170,7 @@ async def broken(agent: Agent, part: str, words: list[str]) -> None:
     print("mended", part, *words)
 
 
-async def main() -> None:
+def prepare() -> None:
     for words in (
         "link add eth0 type veth peer name wire",
         "link set wire up",
@@ -176,15 +180,19 @@ async def main() -> None:
         "netns add pod",
     ):
         run("ip", *words.split())
-    kube = cluster()
+
+
+@asynccontextmanager
+async def agent_of_n1(kube: FakeKube) -> AsyncIterator[Agent]:
+    """An agent at work, with a pod on its network."""
     settings = Configuration(
         agent=configuration.Agent(node_name="n1", kubelet_cgroup="", self_test_seconds=1),
     )
     # This node has nothing else to do.
     self_test.SHARE = 0.5
     self_test.MEND_SECONDS = 0.1
-    kernel, informers = LinuxKernel(), stores(kube)
-    agent = Agent(settings, kernel, kube, informers)
+    kernel = LinuxKernel()
+    agent = Agent(settings, kernel, kube, stores(kube))
     assert agent.missing()[0].startswith("not listed yet: ")
     assert "the node's networks are being taken over" in agent.missing()
     working = asyncio.create_task(agent.run())
@@ -192,6 +200,16 @@ async def main() -> None:
         await until("the agent is ready", lambda: agent.not_ready() is None)
         await attach()
         await until("the network is tested", healthy)
+        yield agent
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await kernel.close()
+
+
+async def mended() -> None:
+    kube = cluster()
+    async with agent_of_n1(kube) as agent:
         for part, words in BREAKAGES:
             await broken(agent, part, words)
         events = [item["reason"] for item in (await kube.list(EVENTS)).items]
@@ -209,12 +227,43 @@ async def main() -> None:
         assert not healthy()
         assert agent.not_ready() is None
         print("told of the loss:", *says)
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
-        await kernel.close()
+
+
+def uninstall(*more: str) -> tuple[int, dict[str, list[str]]]:
+    """``vmnet uninstall --node``: its exit status, and what it says."""
+    words = ("uninstall", "--node", "-o", "json", "--cni-conf-dir", "/run/net.d", "--cni-bin-dir", "/run/bin", *more)
+    done = subprocess.run([sys.executable, "-m", "vmnet.cmd", *words], capture_output=True, text=True)
+    print(words, done.stdout, done.stderr)
+    return done.returncode, json.loads(done.stdout or "{}")
+
+
+def devices() -> set[str]:
+    return {item["ifname"] for item in json.loads(run("ip", "-j", "link", "show"))}
+
+
+async def uninstalled() -> None:
+    before = devices()
+    for name in ("net.d", "bin"):
+        Path("/run", name).mkdir()
+    async with agent_of_n1(cluster()):
+        assert uninstall()[0] == 1, "while an agent runs"
+        Path("/run/vmnet/cni-deleted").mkdir(exist_ok=True)
+    assert devices() > before
+    status, said = uninstall()
+    assert status == 1
+    assert "container" in said["left"][0], said
+    assert "inet vmnet" in run("nft", "list", "tables"), "what guards the networks stays while they do"
+    status, said = uninstall("--with-ports")
+    assert any("default route" in item for item in said["kept"]), said
+    assert devices() == before
+    assert run("nft", "list", "ruleset") == ""
+    assert run("ip", "netns", "list").split() == ["pod"]
+    assert [item["ifname"] for item in json.loads(run("ip", "-n", "pod", "-j", "link", "show"))] == ["lo"]
+    assert list(Path("/run/vmnet").iterdir()) == []
+    assert uninstall() == (0, {"done": [], "left": [], "kept": []})
 
 
 if __name__ == "__main__":
     Path("/run/vmnet").mkdir(exist_ok=True)
-    asyncio.run(main())
+    prepare()
+    asyncio.run({"mended": mended, "uninstalled": uninstalled}[sys.argv[1]]())

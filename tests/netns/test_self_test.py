@@ -1,4 +1,4 @@
-"""Somebody deletes parts of a network under a running agent; it tells, and mends them."""
+"""Somebody deletes parts of a network under a running agent; it tells, and mends them. Then it is uninstalled."""
 
 import asyncio
 import sys
@@ -10,9 +10,9 @@ ENTER = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec"]
 PREPARE = 'mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; exec "$0" "$@"'
 
 
-async def test_what_is_broken_is_told_and_mended() -> None:
+async def run(case: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        *(*ENTER, PREPARE, sys.executable, str(PROGRAM)),
+        *(*ENTER, PREPARE, sys.executable, str(PROGRAM), case),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -23,4 +23,12 @@ async def test_what_is_broken_is_told_and_mended() -> None:
             process.kill()
             await process.wait()
     assert process.returncode == 0, output.decode()
-    assert output.decode().count("mended") >= 14
+    return output.decode()
+
+
+async def test_what_is_broken_is_told_and_mended() -> None:
+    assert (await run("mended")).count("mended") >= 14
+
+
+async def test_nothing_is_left_of_what_is_uninstalled() -> None:
+    await run("uninstalled")

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from vmnet.kernel import exchange
 from vmnet.kernel.exchange import NoExchange
 from vmnet.kernel.file_events import DirectoryEvents
 from vmnet.model import names
+from vmnet.model.removal import Removal
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,6 @@ def shim() -> Path:
     """The program to install: the static one, or, where it was not built, the one in Python."""
     static = Path(sys.prefix) / "libexec" / chain.PLUGIN
     return static if static.exists() else Path(python_shim.__file__)
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """What taking the plugin out did (``done``), and what it had to leave (``left``), in sentences."""
-
-    done: tuple[str, ...]
-    left: tuple[str, ...]
 
 
 class Conflist:

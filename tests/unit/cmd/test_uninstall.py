@@ -7,19 +7,26 @@ from pathlib import Path
 import pytest
 
 from vmnet.agent.conflist import Conflist, shim
-from vmnet.cmd import main
-from vmnet.kernel import namespaces
+from vmnet.cmd import main, uninstall
+from vmnet.kernel.fake import FakeKernel
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
+from vmnet.plan.state import LinkState, NetworkState
 
 LIST = {"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel"}]}
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def kernel() -> FakeKernel:
+    return FakeKernel()
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: FakeKernel) -> list[str]:
     (tmp_path / "net.d").mkdir()
-    (tmp_path / "netns").mkdir()
     (tmp_path / "net.d" / "10-flannel.conflist").write_text(json.dumps(LIST))
     Conflist(tmp_path / "net.d", tmp_path / "bin", shim()).look()
-    monkeypatch.setattr(namespaces, "DIRECTORY", tmp_path / "netns")
+    # Never this machine's own kernel.
+    monkeypatch.setattr(uninstall, "LinuxKernel", lambda: kernel)
     directories = ["--cni-conf-dir", str(tmp_path / "net.d"), "--cni-bin-dir", str(tmp_path / "bin")]
     return ["uninstall", "--node", *directories, "--cni-socket", str(tmp_path / "cni.sock")]
 
@@ -30,16 +37,19 @@ def test_the_node_is_as_it_was(words: list[str], tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "net.d" / "10-flannel.conflist").read_text()) == LIST
     assert list((tmp_path / "bin").iterdir()) == []
     assert main.main(words) == 0
-    assert "nothing of vmnet" in capsys.readouterr().out
+    assert "there is nothing of vmnet" in capsys.readouterr().out
 
 
-def test_attached_pods_are_named(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "netns" / "vmnet-7").touch()
-    (tmp_path / "netns" / "cni-1234").touch()
+def test_attached_pods_are_named(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kernel: FakeKernel
+) -> None:
+    namespace, port = NamespaceName("vmnet-7"), InterfaceName("p123456789abc")
+    link = LinkState(port, MacAddress("0a:58:00:00:00:01"), 1400, up=True, kind="veth", alias="c0ffee/eth0")
+    kernel.networks[namespace] = NetworkState(namespace, {port: link})
     assert main.main([*words, "-o", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert "vmnet-7" in found["left"][0]
-    assert "cni-1234" not in found["left"][0]
+    assert "c0ffee" in found["left"][0]
     assert (tmp_path / "bin" / "vmnet-cni").exists()
     assert json.loads((tmp_path / "net.d" / "10-flannel.conflist").read_text()) == LIST
 
