@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from vmnet.cmd.sources import Setting, add_file_argument, read_file, settle, settled
-from vmnet.model.configuration import OPTIONS, SECTIONS, ConfigurationError, schema
+from vmnet.model.configuration import OPTIONS, ConfigurationError, reference, schema, summary
 
 HEADINGS: Final = ("KEY", "VALUE", "ORIGIN", "EXPLANATION")
 _WIDTH: Final = 118
@@ -121,7 +121,7 @@ def as_file(found: Iterable[Setting]) -> str:
     for item in found:
         sections.setdefault(item.option.section, []).append(item)
     for section, items in sections.items():
-        lines += [f"# {_summary(section)}", f"{section}:"]
+        lines += [f"# {summary(section)}", f"{section}:"]
         for item in items:
             text = f"{item.option.explanation}: {item.option.allowed} ({item.origin})"
             lines += [f"  # {line}" for line in textwrap.wrap(text, _WIDTH)]
@@ -130,27 +130,3 @@ def as_file(found: Iterable[Setting]) -> str:
             )
             lines += [f"  {line}" for line in value.splitlines()]
     return "\n".join(lines) + "\n" if lines else "{}\n"
-
-
-def reference() -> str:
-    """The reference of all options, generated."""
-    lines = ["# Configuration", "", "Made by `vmnet config reference`.", ""]
-    for section in SECTIONS:
-        lines += [f"## {section}", "", _summary(section), ""]
-        lines += ["| key | default | allowed | flag | variable | meaning |", "|---|---|---|---|---|---|"]
-        for option in (option for option in OPTIONS if option.section == section):
-            cells = (
-                f"`{option.path}`",
-                f"`{json.dumps(option.write(option.default))}`",
-                option.allowed,
-                f"`{option.flag}`",
-                ", ".join(f"`{variable}`" for variable in option.variables),
-                option.explanation,
-            )
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _summary(section: str) -> str:
-    return str(SECTIONS[section].__doc__).strip().splitlines()[0]

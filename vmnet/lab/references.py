@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from vmnet import metrics
 from vmnet.lab.manifests import DEPLOY, documents
+from vmnet.model import configuration
 
 ROOT: Final = DEPLOY.parent
 DOCUMENTS: Final = ROOT / "docs"
@@ -46,7 +47,16 @@ def made() -> dict[Path, str]:
         DOCUMENTS / "metrics.md": metrics_reference(),
         DOCUMENTS / "reference" / "crds.md": definitions_reference(),
         DOCUMENTS / "reference" / "annotations.md": annotations_reference(),
+        DOCUMENTS / "reference" / "configuration.md": configuration_reference(),
     }
+
+
+def configuration_reference() -> str:
+    """What can be decided, and by which key, flag and variable."""
+    return (
+        f"# Configuration\n\n({_MADE})\n\nA value comes from the first of: flag, environment variable, file"
+        " (`--config`, `$VMNET_CONFIG`), default. `vmnet config show` tells who decided each.\n\n"
+    ) + configuration.reference()
 
 
 # Monitoring

@@ -7,6 +7,7 @@ comes from (default < file < environment < flag) is ``vmnet.cmd.sources``' matte
 
 # ruff: noqa: RUF009 - option() is dataclasses.field() with the metadata spelt out
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -609,3 +610,28 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": sections,
     }
+
+
+def reference() -> str:
+    """All options, as Markdown: a table for each section."""
+    lines: list[str] = []
+    for section in SECTIONS:
+        lines += [f"## {section}", "", summary(section), ""]
+        lines += ["| key | default | allowed | flag | variable | meaning |", "|---|---|---|---|---|---|"]
+        for option in (option for option in OPTIONS if option.section == section):
+            cells = (
+                f"`{option.path}`",
+                f"`{json.dumps(option.write(option.default))}`",
+                option.allowed,
+                f"`{option.flag}`",
+                ", ".join(f"`{variable}`" for variable in option.variables),
+                option.explanation,
+            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def summary(section: str) -> str:
+    """What a section is about."""
+    return str(SECTIONS[section].__doc__).strip().splitlines()[0]
