@@ -181,9 +181,15 @@ class Cluster:
         return tuple(found for found in self.endpoints(network) if self.is_live(found))
 
     def is_live(self, endpoint: Endpoint) -> bool:
-        """Whether this endpoint is the one of its machine that the API says runs the guest."""
-        if endpoint.machine is None or len(self._by_machine.get(endpoint.machine, ())) <= 1:
+        """Whether this endpoint is the one of its machine that the API says runs the guest.
+
+        One whose pod has just gone from the store is not: the pod that is left may be the one that it moved to.
+        """
+        if endpoint.machine is None:
             return True
+        pods = self._by_machine.get(endpoint.machine, set())
+        if len(pods) <= 1:
+            return f"{endpoint.pod.namespace}/{endpoint.pod.name}" in pods
         live = facts.live_pod(self.machine_pods(endpoint.machine), self.machine(endpoint.machine))
         return live is not None and live["metadata"]["uid"] == endpoint.pod.uid
 

@@ -319,6 +319,25 @@ async def test_a_source_reopens_when_the_target_s_pod_died(source: World) -> Non
     assert await source.is_open(source.endpoint("source"))
 
 
+async def test_a_source_whose_pod_goes_while_it_is_looked_at_does_not_call_its_machine_back(source: World) -> None:
+    """The pod that is left is the one that the machine moved to, and all is settled: but not here."""
+    endpoint = source.endpoint("source")
+    await source.gate_does(firewall.moved_script(endpoint.mac))
+    source.vmi("n2", completed=True)
+    look = source.networks.gate
+
+    async def gate(network: Network, found: Endpoint) -> Any:
+        seen = await look(network, found)
+        source.stores[PODS].drop("blue/source")
+        return seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source.networks, "gate", gate)
+        await source.reconcile()
+    assert not await source.is_open(endpoint)
+    assert source.says.said == []
+
+
 async def test_a_former_target_whose_frame_was_missed_is_not_reopened_when_it_leaves(target: World) -> None:
     """Its guest spoke while nobody listened (between two agents), ran here, and now goes on to a third pod."""
     endpoint = target.endpoint("target")
