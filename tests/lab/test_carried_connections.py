@@ -191,6 +191,18 @@ async def node_ports(world: Any, name: str) -> dict[str, int]:
     }
 
 
+async def balanced(world: Any, name: str) -> dict[int, str]:
+    """Addresses that the load balancer gave a Service, by family."""
+
+    async def given() -> list[str]:
+        status = (await world.get("service", "-n", BLUE[0], name)).get("status") or {}
+        found = [item["ip"] for item in (status.get("loadBalancer") or {}).get("ingress") or []]
+        return found if len(found) == len(OUTSIDE) else []
+
+    found = await world.until(f"Service {name} has its load balancer's addresses", given)
+    return {6 if ":" in text else 4: text for text in found}
+
+
 async def test_all_that_conntrack_knows_comes_along(healthy: Any) -> None:
     world = healthy
     start = await world.node_of(BLUE)
@@ -224,6 +236,12 @@ async def test_all_that_conntrack_knows_comes_along(healthy: Any) -> None:
                 source, datagrams = str(ports["source"]), str(ports["datagrams"])
                 await outside.start(f"{kind} tcp {family}", ["receive", host, source, SECONDS])
                 await outside.start(f"{kind} udp {family}", ["udp", host, datagrams, "20", SECONDS])
+                # Now it is the outside that speaks, and the machine that only acknowledges.
+                await outside.start(f"{kind} tcp sent {family}", ["send", host, str(ports["sink"]), SECONDS, RATE])
+        for family, address in (await balanced(world, "blue-cluster")).items():
+            await outside.start(f"balanced tcp {family}", ["receive", address, "7009", SECONDS])
+            await outside.start(f"balanced tcp sent {family}", ["send", address, "7008", SECONDS, RATE])
+            await outside.start(f"balanced udp {family}", ["udp", address, "7007", "20", SECONDS])
         async with world.streams(guest, asked) as own, world.streams(red, answered) as others:
             # From here on another choice would be another backend, in two of three cases.
             for name in services:
