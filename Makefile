@@ -6,7 +6,8 @@ PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu bus
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
             bind9-host musl-tools prometheus
 
-.PHONY: demo workshop manifests references shim test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns soak install clean
+.PHONY: demo workshop manifests references shim test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns alerts soak \
+        install clean
 demo: install            ; $(BIN)/vmnet lab demo
 workshop: install        ; $(BIN)/vmnet lab workshop
 test: lint unit lab
@@ -29,6 +30,8 @@ bench-ipam: install      ; $(BIN)/python -m vmnet.lab.bench.ipam
 bench-dns: install build/.servers ; $(BIN)/python -m vmnet.lab.bench.dns
 # Ten million inputs; the tests try some thousands.
 fuzz-dns: install        ; $(BIN)/python -m vmnet.lab.bench.dns_fuzz
+# Each alert that can be provoked in minutes, in a lab with a real Prometheus; `make test` fires all with promtool.
+alerts: install          ; VMNET_ALERTS=1 $(BIN)/pytest tests/lab/test_monitoring.py
 soak: install            ; VMNET_SOAK_STEPS=1000000 $(BIN)/pytest tests/unit/controller/test_ledger.py -n 2 -k million
 clean:                   ; rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 

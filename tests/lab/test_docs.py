@@ -19,7 +19,7 @@ import pytest
 from vmnet.lab import kubectl
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("quick-start.md", "user-guide.md", "admin-guide.md")
+PAGES = ("quick-start.md", "user-guide.md", "admin-guide.md", "troubleshooting.md")
 """In this order, on the same lab."""
 PATIENCE = 180
 NAME = f"docs-{os.getpid()}"
