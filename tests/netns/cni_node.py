@@ -347,6 +347,7 @@ async def main() -> None:
             await results_have_the_form_of_their_version(pod, version)
             await checks(pod, version)
             await deletes(pod, version)
+        for number, version in enumerate((VERSIONS[0], VERSIONS[-1])):
             await a_namespace_that_went_first(Pod(kube, 20 + number), version)
             await attaches_one(Pod(kube, 30 + number, asks="storage@net1"), version)
         await refuses_what_is_wrong(Pod(kube, 40))

@@ -7,6 +7,8 @@ what comes out is not what was read, they trade back.
 """
 
 import asyncio
+import base64
+import json
 import logging
 import os
 import stat
@@ -40,6 +42,9 @@ QUARREL: Final = 5
 QUARREL_SECONDS: Final = 60.0
 QUARREL_PAUSE: Final = 10.0
 
+RESULTS: Final = Path("/var/lib/cni/results")
+"""Where runtimes keep, for each attachment, the configuration that it was made by (libcni's cache)."""
+
 _NEW: Final = ".vmnet-new"
 _TRADES: Final = 16
 
@@ -66,6 +71,7 @@ class Conflist:
         *,
         remove: bool = False,
         networks: Callable[[], Iterable[str]] = tuple,
+        results: Path = RESULTS,
     ) -> None:
         """``program`` is copied; ``remove``: keep the plugin out instead of in; ``networks`` are those that
         the node has pods on."""
@@ -74,6 +80,7 @@ class Conflist:
         self._program = program
         self._remove = remove
         self._networks = networks
+        self._results = results
         self._writes: deque[float] = deque(maxlen=QUARREL)
         self._told: object = None
         self.problem: str | None = None if remove else "the CNI plugin is not chained yet"
@@ -112,7 +119,7 @@ class Conflist:
     def take_out(self) -> Removal:
         """Remove the entry from every list, then the program. Raises OSError."""
         self._recover()
-        done, left = [], []
+        done, left, kept = [], [], []
         for name in self._files():
             path = self._configurations / name
             with suppress(Unusable, FileNotFoundError):
@@ -139,20 +146,34 @@ class Conflist:
                 f" then the runtime needs {' and '.join(str(self._programs / name) for name in PROGRAMS)} to delete"
                 " them. Delete or move the pods"
             )
-        elif not left:
+        remembered = self._remembered()
+        if remembered:
+            kept.append(
+                f"the runtime remembers {remembered} attachments that were made with {chain.PLUGIN}, and CRI-O calls it"
+                f" when it deletes them: until then {self._programs / chain.PLUGIN} stays"
+            )
+        if not left and not kept:
             for name in PROGRAMS:
                 with suppress(FileNotFoundError):
                     (self._programs / name).unlink()
                     done.append(f"{self._programs / name} is removed")
-        return Removal(tuple(done), tuple(left))
+        return Removal(tuple(done), tuple(left), tuple(kept))
+
+    def _remembered(self) -> int:
+        """Attachments that the runtime keeps, as long as they are, with this plugin in their chain."""
+        try:
+            return sum(_names_plugin(path) for path in self._results.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
     def _tell(self, removal: Removal) -> None:
         for sentence in removal.done:
             log.info("%s", sentence)
-        if removal.left != self._told:
-            for sentence in removal.left:
+        remains = (*removal.left, *removal.kept)
+        if remains != self._told:
+            for sentence in remains:
                 log.warning("%s", sentence)
-        self._told = removal.left
+        self._told = remains
 
     def _files(self) -> list[str]:
         try:
@@ -246,6 +267,15 @@ class Conflist:
                 for name in os.listdir(directory):
                     if name.startswith(".") and name.endswith(_NEW):
                         _settle(directory / name, directory / name[1 : -len(_NEW)])
+
+
+def _names_plugin(path: Path) -> bool:
+    """Whether a record has this plugin in its configuration: in base64, as libcni writes it, or as it is."""
+    with suppress(OSError, ValueError):
+        config = json.loads(path.read_bytes()).get("config")
+        text = base64.b64decode(config) if isinstance(config, str) else json.dumps(config).encode()
+        return f'"{chain.PLUGIN}"'.encode() in text
+    return False
 
 
 def _settle(aside: Path, path: Path) -> None:

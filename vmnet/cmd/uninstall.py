@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from vmnet.agent.conflist import Conflist, shim
+from vmnet.agent.conflist import RESULTS, Conflist, shim
 from vmnet.agent.removal import remove_datapath
 from vmnet.controller.removal import withdraw
 from vmnet.kernel.api import KernelError
@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option = BY_PATH[path]
         kind = Path if path.startswith("agent.") or option.default is None else str
         parser.add_argument(option.flag, type=kind, default=option.default, help=f"{option.explanation} (%(default)s)")
+    parser.add_argument(
+        "--cni-results", type=Path, default=RESULTS, help="where the runtime remembers attachments (%(default)s)"
+    )
     parser.add_argument("--output", "-o", choices=("text", "json"), default="text", help="%(default)s")
 
 
@@ -99,7 +102,8 @@ async def _from_node(arguments: argparse.Namespace) -> Removal:
     finally:
         await kernel.close()
     directories = arguments.cni_conf_dir, arguments.cni_bin_dir
-    conflist = Conflist(*directories, shim(), remove=True, networks=lambda: attached)
+    results = arguments.cni_results
+    conflist = Conflist(*directories, shim(), remove=True, networks=lambda: attached, results=results)
     return removal + await asyncio.to_thread(conflist.take_out)
 
 

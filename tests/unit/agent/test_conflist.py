@@ -1,6 +1,7 @@
 """Real directories, and the default network's installer at work in them at the same time."""
 
 import asyncio
+import base64
 import json
 import os
 import stat
@@ -33,10 +34,18 @@ class Node:
         self.configurations.mkdir()
         self.shim.write_bytes(b"#!/bin/true\n")
         self.networks: list[str] = []
+        self.results = directory / "results"
         self.conflist = self.agent()
 
     def agent(self, *, remove: bool = False) -> Conflist:
-        return Conflist(self.configurations, self.programs, self.shim, remove=remove, networks=lambda: self.networks)
+        return Conflist(
+            self.configurations,
+            self.programs,
+            self.shim,
+            remove=remove,
+            networks=lambda: self.networks,
+            results=self.results,
+        )
 
     def write(self, name: str, body: Any) -> Path:
         """In place, as cp does."""
@@ -364,6 +373,27 @@ def test_the_program_stays_while_pods_need_it_to_be_deleted(node: Node, caplog: 
     node.networks = []
     leaving.look()
     assert node.read("10-flannel.conflist") == FLANNEL
+    assert os.listdir(node.programs) == []
+
+
+def test_the_program_stays_while_a_runtime_remembers_it(node: Node) -> None:
+    """CRI-O deletes an attachment by the configuration that it was made by."""
+    node.write("10-flannel.conflist", FLANNEL)
+    node.conflist.look()
+    node.results.mkdir()
+    text = (node.configurations / "10-flannel.conflist").read_bytes()
+    record = {"kind": "cniCacheV1", "containerId": "c", "config": base64.b64encode(text).decode()}
+    (node.results / "cbr0-c-eth0").write_text(json.dumps(record))
+    (node.results / "plain").write_text(json.dumps({"config": chain.chained(FLANNEL)}))
+    without = {"config": base64.b64encode(json.dumps(FLANNEL).encode()).decode()}
+    (node.results / "other").write_text(json.dumps(without))
+    (node.results / "broken").write_text("{")
+    found = node.agent(remove=True).take_out()
+    assert "remembers 2 attachments" in found.kept[0]
+    assert (node.programs / "vmnet-cni").exists()
+    for name in ("cbr0-c-eth0", "plain"):
+        (node.results / name).unlink()
+    assert node.agent(remove=True).take_out().kept == ()
     assert os.listdir(node.programs) == []
 
 

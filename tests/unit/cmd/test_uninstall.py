@@ -28,7 +28,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: FakeKernel) -
     # Never this machine's own kernel.
     monkeypatch.setattr(uninstall, "LinuxKernel", lambda: kernel)
     directories = ["--cni-conf-dir", str(tmp_path / "net.d"), "--cni-bin-dir", str(tmp_path / "bin")]
-    return ["uninstall", "--node", *directories, "--cni-socket", str(tmp_path / "cni.sock")]
+    results = ["--cni-results", str(tmp_path / "results")]
+    return ["uninstall", "--node", *directories, *results, "--cni-socket", str(tmp_path / "cni.sock")]
 
 
 def test_the_node_is_as_it_was(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
