@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_RA, ICMPv6NDOptDstLLAddr, IPv6
+from scapy.layers.l2 import ARP, Ether
 
 from vmnet import metrics
 from vmnet.agent import dhcp
@@ -621,6 +623,72 @@ async def test_announcements_reach_both_nodes_and_the_guest(fabric: Fabric, kern
         told = [await asyncio.wait_for(loop.sock_recv(own, 2048), DEADLINE) for _ in range(rounds)]
     assert any(frame[12:14] == b"\x08\x06" and arp.decode(frame).sender == IPv4Address("192.168.0.1") for frame in told)
     announcer.close()
+
+
+async def test_scapy_and_tshark_read_the_captured_announcements_as_meant(
+    fabric: Fabric, kernel: LinuxKernel, tmp_path: Path
+) -> None:
+    """What is on the wire, at a peer behind the fabric and at the guest; only a whole round has an advertisement."""
+    rig = fabric.rig
+    mac, (four, six) = rig.endpoint.mac, (str(item.ip) for item in rig.endpoint.addresses)
+    own6, gateway = str(link_local(mac)), rig.network.gateway_mac
+    announcer = Announcer(kernel, "cluster.local")
+    await announcer.prepare(rig.network, MTU, rig.endpoint)
+    kinds = "ether proto 0x8035 or arp or icmp6[0] == 136 or icmp6[0] == 134"
+    heard = f"(ether src {mac} or ether src {gateway}) and ({kinds})"
+    with packet_socket(fabric.far_guest, "eth0", heard) as far, packet_socket(rig.guest, "eth0", heard) as own:
+        announcer.announce(rig.endpoint, asyncio.get_running_loop().time())
+        counts = await asyncio.wait_for(announcer.settled(rig.endpoint), DEADLINE)
+        rounds, far_frames, own_frames = counts[Kind.RARP], [], []
+
+        def all_there() -> bool:
+            far_frames.extend(everything(far))
+            own_frames.extend(frame for frame in everything(own) if frame[6:12] == mac_bytes(gateway))
+            return len(far_frames) >= 5 * rounds and len(own_frames) >= rounds + 2
+
+        await until(all_there)
+    announcer.close()
+    assert 2 <= rounds <= 6, "a late loop leaves rounds out, and never adds any"
+
+    def read(frame: bytes) -> tuple[object, ...]:
+        packet = Ether(frame)
+        if packet.type in (0x0806, 0x8035):
+            found = ARP(bytes(packet.payload))  # scapy leaves a reverse ARP undissected
+            return packet.type, packet.dst, found.op, found.hwsrc, found.psrc, found.pdst
+        na = packet.getlayer(ICMPv6ND_NA)
+        if na is None:
+            return packet.src, packet.dst, packet[ICMPv6ND_RA].routerlifetime > 0, packet[IPv6].src, packet[IPv6].hlim
+        target = na[ICMPv6NDOptDstLLAddr].lladdr
+        return packet.dst, packet[IPv6].dst, packet[IPv6].hlim, na.tgt, na.O, na.S, na.R, target
+
+    everyone, nothing = "ff:ff:ff:ff:ff:ff", "0.0.0.0"
+    advertised = [("33:33:00:00:00:01", "ff02::1", 255, target, 1, 0, 0, mac) for target in (six, own6)]
+    spoken = [
+        (0x8035, everyone, 3, mac, nothing, nothing),
+        (0x0806, everyone, 1, mac, four, four),
+        (0x0806, everyone, 2, mac, four, four),
+        *advertised,
+    ]
+    assert Counter(map(read, far_frames)) == dict.fromkeys(spoken, rounds)
+    told = Counter(map(read, own_frames))
+    assert told[(0x0806, mac, 2, gateway, "192.168.0.1", four)] == rounds
+    assert told[(gateway, mac, True, "fe80::1", 255)] == counts[Kind.ROUTER_ADVERTISEMENT] == 2
+    assert told.total() == rounds + 2
+
+    fields = ("_ws.malformed", "_ws.expert.severity", "arp.opcode", "arp.isgratuitous", "icmpv6.checksum.status")
+    flags = ("icmpv6.nd.na.flag.o", "icmpv6.nd.na.flag.s", "icmpv6.nd.na.flag.r", "icmpv6.nd.na.target_address")
+    rows = Counter(map(tuple, dissected(capture_file(tmp_path / "far.pcap", far_frames), *fields[2:], *flags)))
+    assert rows == {
+        ("3", "", "", "", "", "", ""): rounds,
+        ("1", "1", "", "", "", "", ""): rounds,
+        ("2", "1", "", "", "", "", ""): rounds,
+        ("", "", "1", "1", "0", "0", six): rounds,
+        ("", "", "1", "1", "0", "0", own6): rounds,
+    }
+    everything_seen = capture_file(tmp_path / "all.pcap", [*far_frames, *own_frames])
+    for malformed, severity in dissected(everything_seen, *fields[:2]):
+        assert malformed == ""
+        assert not severity or max(map(int, severity.split(","))) < 0x600000
 
 
 async def collected(packets: socket.socket, endpoint: Endpoint, total: int) -> Counter[Kind]:
