@@ -44,14 +44,16 @@ class Driver:
         self.changed: set[str] = set()
         self.cluster = Cluster(stores, on_network=self.changed.add, on_machine=lambda machine: None)
         self.services = ServiceTables(stores, self.cluster, on_network=self.changed.add, on_node=lambda: None)
+        datagrams = Datagrams(self.kernel, self.services.datagrams, self.services.ways)
         self.networks = Networks(
             self.kernel,
             self.cluster,
             node,
-            (Datagrams(self.kernel, self.services.datagrams),),
+            (datagrams,),
             lambda endpoint: None,
             (self.services,),
             default_services=self.services.default_addresses,
+            on_node_tables=datagrams.follow_node,
         )
 
     async def start(self, world: dict[str, list[Object]]) -> None:

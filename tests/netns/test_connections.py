@@ -17,6 +17,7 @@ from vmnet.kernel.linux import LinuxKernel
 from vmnet.model.connection import ASSURED, SEEN_REPLY, TCP, UDP, Connection, Flow, Outcome, TcpState
 from vmnet.model.names import NamespaceName
 from vmnet.plan import carried, ops
+from vmnet.plan.state import Datagrams
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -158,6 +159,22 @@ async def test_only_an_address_s_own_connections_are_found_whoever_began(place: 
     found = await kernel.connections_of(name, [ip_address(text) for text in OWN.values()])
     assert {item.original for item in found} == {went, came, six}
     assert next(item for item in found if item.original == came).tcp == TcpState(3, (7, 7), (11, 11))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_datagrams_that_are_led_elsewhere_are_found_and_forgotten(place: Any, version: int) -> None:
+    """Neither streams nor what nobody translates."""
+    kernel, name = place
+    wanted = served(version)
+    others = [served(version, TCP), entry(flow(BACKEND[version], OWN[version], UDP, (2000, 2000)))]
+    assert await kernel.put_connections(name, [wanted, *others]) == (Outcome.PLACED,) * 3
+    found = await kernel.datagrams(name)
+    asked, reply = wanted.original, wanted.reply
+    assert found == {Datagrams(asked.destination, 80, reply.source, 8080, asked)}
+    assert await kernel.forget_datagrams(name, found) == 1
+    assert await kernel.forget_datagrams(name, found) == 0
+    assert await kernel.datagrams(name) == frozenset()
+    assert len(await kernel.connections_of(name, [ip_address(OWN[version])])) == 2
 
 
 async def test_who_translates_for_somebody_is_still_needed(place: Any) -> None:

@@ -720,3 +720,20 @@ async def test_datagrams_do_not_follow_an_endpoint_that_has_gone(fabric: Fabric)
     for item in held:
         await item.goes_on(lambda line: line.startswith("web-0 "))
         await item.end()
+
+
+async def test_datagrams_to_a_node_port_go_along_when_another_network_gets_it(fabric: Fabric) -> None:
+    """The node's own conntrack remembers the way into the network that had it."""
+    await fabric.put(service("web", 21, type="NodePort", ports=NODE_PORTS), *slices("web", "web-0"))
+    held = [await fabric.hold("outside", "udp", address("n2", version), 30080) for version in (4, 6)]
+    for item in held:
+        assert (await item.goes_on()).startswith("web-0 ")
+    await fabric.put(
+        service("web", 21),
+        *slices("web", "web-0"),
+        service("web", 31, "twin", type="NodePort", ports=NODE_PORTS),
+        *slices("web", "twin-0", namespace="twin"),
+    )
+    for item in held:
+        await item.goes_on(lambda line: line.startswith("twin-0 "))
+        await item.end()

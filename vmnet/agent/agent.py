@@ -107,6 +107,7 @@ class Agent:
         )
         self._queries = NameQueries(dns.socket, self._responders)
         self._announcer = Announcer(kernel, domain)
+        datagrams = Datagrams(kernel, self._services.datagrams, self._services.ways)
         self._networks = Networks(
             kernel,
             self._cluster,
@@ -114,7 +115,7 @@ class Agent:
             (
                 AddressService(self._guests),
                 NameService(self._responders, self._names),
-                Datagrams(kernel, self._services.datagrams),
+                datagrams,
             ),
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
@@ -122,6 +123,7 @@ class Agent:
             localnets=dict(own.localnets),
             on_observed=self._defaults.observed,
             default_services=self._services.default_addresses,
+            on_node_tables=datagrams.follow_node,
         )
         self._credentials = Credentials(kube, self._node_name)
         holds = Holds(kernel)

@@ -13,18 +13,24 @@ from vmnet.model import names
 from vmnet.model.endpoint import Endpoint
 from vmnet.model.names import NetworkId
 from vmnet.model.network import Network
-from vmnet.plan.services import Place, stale
+from vmnet.plan.services import Place, astray, stale
 
 log = logging.getLogger(__name__)
 
 Backends = Mapping[Place, frozenset[Place]]
+Ways = tuple[Mapping[Place, Place], Mapping[tuple[int, int], Place]]
+"""Where the node leads: by external address, and by family and node port."""
 
 
 class Datagrams:
     """A ``NetworkService``: it is told after a network's tables have been loaded."""
 
-    def __init__(self, kernel: Kernel, backends: Callable[[str], Backends]) -> None:
-        """``backends``: of a network, who may answer datagrams, by what may be asked for."""
+    def __init__(
+        self, kernel: Kernel, backends: Callable[[str], Backends], ways: Callable[[], Ways] = lambda: ({}, {})
+    ) -> None:
+        """``backends``: of a network, who may answer datagrams, by what may be asked for; ``ways``: the node's."""
+        self._ways = ways
+        self._known_ways: Ways | None = None
         self._kernel = kernel
         self._backends = backends
         self._known: dict[NetworkId, Backends] = {}
@@ -60,6 +66,20 @@ class Datagrams:
                 count = await self._kernel.forget_datagrams(namespace, found)
                 log.info("network %s: %d flows of datagrams have lost their backend", network.name, count)
         self._known[network.id] = wanted
+
+    async def follow_node(self) -> None:
+        """Delete the node's own entries that lead into a network that has lost the node port or the external address.
+
+        Told after the node's tables have been loaded. Raises KernelError.
+        """
+        wanted, before = self._ways(), self._known_ways
+        lost = before is None or not (before[0].items() <= wanted[0].items() and before[1].items() <= wanted[1].items())
+        if lost:
+            found = astray(await self._kernel.datagrams(None), *wanted)
+            if found:
+                count = await self._kernel.forget_datagrams(None, found)
+                log.info("node: %d flows of datagrams have lost their way into a network", count)
+        self._known_ways = wanted
 
     async def leave(self, network_id: NetworkId) -> None:
         """Its conntrack goes with its namespace."""

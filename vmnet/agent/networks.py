@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -87,8 +87,11 @@ class Networks:
         localnets: Mapping[str, str] | None = None,
         on_observed: Callable[[NodeState], None] = lambda state: None,
         default_services: Callable[[], Collection[IPAddress]] = tuple,
+        on_node_tables: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``localnets``: physical network → the bridge of this node that carries it."""
+        """``localnets``: physical network → the bridge of this node that carries it. ``on_node_tables``: awaited after
+        the node's tables have been loaded; may raise KernelError."""
+        self._on_node_tables = on_node_tables
         self.node_name = node_name
         self._localnets = dict(localnets or {})
         self._kernel = kernel
@@ -241,6 +244,8 @@ class Networks:
         await self._kernel.apply(tuple(found))
         self._marks[namespace] = network_plan.marks_then(observed, tables, held)
         self._held[namespace] = {table.identity: table for table in tables}
+        if namespace is None and self._on_node_tables is not None:
+            await self._on_node_tables()
 
     def _tables(self, desired: NodeNetwork) -> tuple[Table, ...]:
         if desired.network.role is not Role.PRIMARY:

@@ -48,6 +48,7 @@ class ServiceTables:
         self._taken: dict[str, tuple[IPAddress, ...]] = {}
         """Service key → cluster addresses."""
         self._datagrams: dict[str, Mapping[Place, frozenset[Place]]] = {}
+        self._ways: tuple[Mapping[Place, Place], Mapping[tuple[int, int], Place]] = ({}, {})
         self._ranges = frozenset(ranges)
         stores.endpoint_slices.add_handler(self._slice_changed)
         stores.services.add_handler(self._service_changed)
@@ -118,6 +119,10 @@ class ServiceTables:
         """Who may answer datagrams, by what may be asked for, as the tables had it that the network was last given."""
         return self._datagrams.get(network, {})
 
+    def ways(self) -> tuple[Mapping[Place, Place], Mapping[tuple[int, int], Place]]:
+        """Where the node's tables lead datagrams, as they were last asked for: ``plan.services.node_datagrams``."""
+        return self._ways
+
     def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
         """See ``agent.networks.TableSource``."""
         exposed: dict[str, tuple[Join, tuple[Service, ...]]] = {}
@@ -125,6 +130,7 @@ class ServiceTables:
             found = tuple(item for item in self.services(name) if item.exposed)
             if found:
                 exposed[name] = (desired.join, found)
+        self._ways = plan.node_datagrams(exposed)
         return plan.node_tables(exposed, {subnet for node in self._cluster.nodes() for subnet in node.pods})
 
     def health_checks(self, node: str) -> dict[int, HealthCheck]:

@@ -84,11 +84,11 @@ class Kernel(Protocol):
         """Delete every conntrack entry with this mark. Raises KernelError."""
         ...
 
-    async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
-        """Entries of the namespace's conntrack for UDP whose destination was translated. Raises Gone."""
+    async def datagrams(self, namespace: NamespaceName | None) -> frozenset[Datagrams]:
+        """Entries of a conntrack (None: the node's) for UDP whose destination was translated. Raises Gone."""
         ...
 
-    async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
+    async def forget_datagrams(self, namespace: NamespaceName | None, entries: Collection[Datagrams]) -> int:
         """Delete such entries; what is sent on is a new connection. Returns how many were still there. Raises Gone."""
         ...
 

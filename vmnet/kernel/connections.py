@@ -17,14 +17,17 @@ from vmnet.model.addresses import IPAddress
 from vmnet.model.connection import (
     ASSURED,
     CONFIRMED,
+    DESTINATION_TRANSLATED,
     PROTOCOLS,
     SEEN_REPLY,
     TCP,
+    UDP,
     Connection,
     Flow,
     Outcome,
     TcpState,
 )
+from vmnet.plan.state import Datagrams
 
 # linux/netlink.h
 NETLINK_NETFILTER: Final = 12
@@ -207,6 +210,22 @@ def ends(connections: Iterable[Connection]) -> frozenset[IPAddress]:
             for flow in (item.original, item.reply):
                 found |= {flow.source, flow.destination}
     return frozenset(found)
+
+
+def datagrams() -> frozenset[Datagrams]:
+    """UDP whose destination is translated."""
+    with Conntrack() as conntrack:
+        return frozenset(
+            Datagrams(
+                item.original.destination,
+                item.original.destination_port,
+                item.reply.source,
+                item.reply.source_port,
+                item.original,
+            )
+            for item in conntrack.all()
+            if item.original.protocol == UDP and item.status & DESTINATION_TRANSLATED
+        )
 
 
 def of(addresses: Sequence[IPAddress]) -> tuple[Connection, ...]:

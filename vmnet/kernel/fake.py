@@ -47,7 +47,7 @@ class FakeKernel(Kernel):
         self.pods: dict[str, dict[InterfaceName, PodState]] = {}
         self.applied: list[Op] = []
         self.established: frozenset[IPAddress] = frozenset()
-        self.translated: dict[NamespaceName, set[Datagrams]] = {}
+        self.translated: dict[NamespaceName | None, set[Datagrams]] = {}
         self.conntrack: dict[NamespaceName, dict[Flow, Connection]] = {}
         self.defaults: dict[str, DefaultInterface] = {}
         """Pods' eth0, by namespace path."""
@@ -93,14 +93,16 @@ class FakeKernel(Kernel):
         self._network(namespace)
         return self.established
 
-    async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
+    async def datagrams(self, namespace: NamespaceName | None) -> frozenset[Datagrams]:
         """What the test put there."""
-        self._network(namespace)
+        if namespace is not None:
+            self._network(namespace)
         return frozenset(self.translated.get(namespace, ()))
 
-    async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
+    async def forget_datagrams(self, namespace: NamespaceName | None, entries: Collection[Datagrams]) -> int:
         """Out of what the test put there."""
-        self._network(namespace)
+        if namespace is not None:
+            self._network(namespace)
         held = self.translated.get(namespace, set())
         found = held & set(entries)
         held -= found

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.kernel import cgroups, commands, connections, datagrams, namespaces, packets
+from vmnet.kernel import cgroups, commands, connections, namespaces, packets
 from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
@@ -228,14 +228,14 @@ class LinuxKernel(Kernel):
         found: frozenset[IPAddress] = await self._within(namespace, connections.lasting)
         return found
 
-    async def datagrams(self, namespace: NamespaceName) -> frozenset[Datagrams]:
+    async def datagrams(self, namespace: NamespaceName | None) -> frozenset[Datagrams]:
         """See the Protocol."""
-        found: frozenset[Datagrams] = await self._within(namespace, datagrams.read)
+        found: frozenset[Datagrams] = await self._within(namespace, connections.datagrams)
         return found
 
-    async def forget_datagrams(self, namespace: NamespaceName, entries: Collection[Datagrams]) -> int:
+    async def forget_datagrams(self, namespace: NamespaceName | None, entries: Collection[Datagrams]) -> int:
         """See the Protocol."""
-        return int(await self._within(namespace, partial(datagrams.delete, tuple(entries))))
+        return int(await self._within(namespace, partial(connections.delete, tuple(item.flow for item in entries))))
 
     async def connections_of(self, namespace: NamespaceName, addresses: Sequence[IPAddress]) -> tuple[Connection, ...]:
         """See the Protocol."""
@@ -290,13 +290,14 @@ class LinuxKernel(Kernel):
 
     # Running
 
-    async def _within(self, namespace: NamespaceName, function: Callable[[], Any]) -> Any:
+    async def _within(self, namespace: NamespaceName | None, function: Callable[[], Any]) -> Any:
         try:
-            return await self._worker.run(str(namespaces.path_of(namespace)), function)
+            where = str(namespaces.path_of(namespace)) if namespace is not None else None
+            return await self._worker.run(where, function)
         except FileNotFoundError as error:
             raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
         except OSError as error:
-            raise KernelError(f"conntrack of {namespace}: {error}", errno=error.errno or 0) from error
+            raise KernelError(f"conntrack of {namespace or 'the node'}: {error}", errno=error.errno or 0) from error
 
     async def _open(self, namespace: NamespaceName, make: Any) -> socket.socket:
         try:

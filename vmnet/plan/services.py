@@ -228,6 +228,39 @@ def datagram_backends(desired: NodeNetwork, services: Iterable[Service]) -> dict
     return found
 
 
+def node_datagrams(
+    exposed: Mapping[str, tuple[Join, tuple[Service, ...]]],
+) -> tuple[dict[Place, Place], dict[tuple[int, int], Place]]:
+    """For UDP, where ``node_tables`` lead to: by external address and port, and by family and node port."""
+    external: dict[Place, Place] = {}
+    ports: dict[tuple[int, int], Place] = {}
+    for _, (join, known) in sorted(exposed.items()):
+        inner: dict[int, IPAddress] = {4: join.network_ipv4.ip, 6: join.network_ipv6.ip}
+        doors = entrances(known)
+        for service in known:
+            for port in (port for port in service.ports if port.protocol == "udp"):
+                number = port.node_port
+                if number is not None:
+                    for version in {item.version for item in service.addresses}:
+                        ports.setdefault((version, number), (inner[version], number))
+                for address in service.external:
+                    external.setdefault((address, port.number), (inner[address.version], doors[_key(service, port)]))
+    return external, ports
+
+
+def astray(
+    entries: Iterable[Datagrams], external: Mapping[Place, Place], ports: Mapping[tuple[int, int], Place]
+) -> frozenset[Datagrams]:
+    """Of the node's entries those that lead into a network by a way that is another one's now, or nobody's."""
+    return frozenset(
+        entry
+        for entry in entries
+        if any(entry.backend.version == pool.version and entry.backend in pool for pool in (JOIN_IPV4, JOIN_IPV6))
+        and (entry.backend, entry.backend_port)
+        != external.get((entry.asked, entry.port), ports.get((entry.asked.version, entry.port)))
+    )
+
+
 def stale(
     entries: Iterable[Datagrams], wanted: Mapping[Place, frozenset[Place]], former: Collection[Place] = ()
 ) -> frozenset[Datagrams]:

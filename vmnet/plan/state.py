@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
 
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
+from vmnet.model.connection import Flow
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan.table import Marks
 
@@ -154,11 +155,11 @@ class Cgroup:
 class Datagrams:
     """A conntrack entry for UDP whose destination was translated: what was asked for, and who answers.
 
-    ``key`` names the entry to the kernel seam that it came from.
+    ``flow`` is what the one who asks sends, and names the entry.
     """
 
     asked: IPAddress
     port: int
     backend: IPAddress
     backend_port: int
-    key: bytes = b""
+    flow: Flow

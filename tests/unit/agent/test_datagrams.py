@@ -4,8 +4,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from vmnet.agent.datagrams import Backends, Datagrams
+from vmnet.agent.datagrams import Backends, Datagrams, Ways
 from vmnet.kernel.fake import FakeKernel
+from vmnet.model.connection import UDP, Flow
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference
 from vmnet.model.names import MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import Network
@@ -25,13 +26,13 @@ A, B = place("192.168.0.5", 8080), place("192.168.0.6", 8080)
 
 
 def entry(asked: Place, backend: Place) -> state.Datagrams:
-    return state.Datagrams(*asked, *backend, key=repr((asked, backend)).encode())
+    return state.Datagrams(*asked, *backend, Flow(UDP, backend[0], 1000, *asked))
 
 
 class Counting(FakeKernel):
     looks = 0
 
-    async def datagrams(self, namespace: NamespaceName) -> frozenset[state.Datagrams]:
+    async def datagrams(self, namespace: NamespaceName | None) -> frozenset[state.Datagrams]:
         self.looks += 1
         return await super().datagrams(namespace)
 
@@ -107,3 +108,26 @@ async def test_a_network_that_left_and_came_back_is_looked_at(world: World) -> N
 async def test_nothing_is_looked_for_where_no_service_speaks_udp(world: World) -> None:
     await world.follow()
     assert world.kernel.looks == 0
+
+
+async def test_a_way_into_a_network_that_goes_takes_the_node_s_entries_along() -> None:
+    """By a node port, whatever address of the node was asked, and by an external address; nobody else's are touched."""
+    blue, twin, node = ip_address("100.65.0.2"), ip_address("100.65.0.6"), ip_address("172.30.0.11")
+    kernel = Counting()
+    by_port, by_address = entry((node, 30080), (blue, 30080)), entry((ip_address("172.30.0.200"), 80), (blue, 31000))
+    foreign = entry((node, 30090), place("10.244.1.5", 8080))
+    held = kernel.translated[None] = {by_port, by_address, foreign}
+    ways: Ways = ({(by_address.asked, 80): (blue, 31000)}, {(4, 30080): (blue, 30080)})
+    datagrams = Datagrams(kernel, lambda network: {}, lambda: ways)
+    await datagrams.follow_node()
+    assert held == {by_port, by_address, foreign}
+    ways = (ways[0], {(4, 30080): (twin, 30080)})
+    await datagrams.follow_node()
+    assert held == {by_address, foreign}
+    ways = ({}, ways[1])
+    await datagrams.follow_node()
+    assert held == {foreign}
+    looks = kernel.looks
+    ways = ({}, {**ways[1], (6, 30080): (ip_address("fd99::2"), 30080)})
+    await datagrams.follow_node()
+    assert kernel.looks == looks, "what is added takes nothing away"
