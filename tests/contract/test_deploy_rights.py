@@ -278,6 +278,17 @@ async def test_tenants_rights(cluster: Cluster, role: str, verb: str, resource: 
     assert found.stdout.strip() == answer, found
 
 
+async def test_an_agent_speaks_for_nobody_else(cluster: Cluster) -> None:
+    path = cluster.server.account_kubeconfig(cluster.directory / "speaks", SYSTEM, "vmnet-agent", "n1")
+    found = await cluster.kubectl("get", "pods", "-n", "blue", "--as", "bob", "--kubeconfig", str(path))
+    assert found.exit != 0
+    # The real server's words (1.36).
+    assert (
+        'User "system:serviceaccount:vmnet-system:vmnet-agent" cannot impersonate-on:user-info:list resource "pods" in '
+        'API group "" in the namespace "blue"'
+    ) in found.stderr
+
+
 async def test_an_account_without_a_role_lists_nothing(cluster: Cluster) -> None:
     path = cluster.server.account_kubeconfig(cluster.directory / "robot", "blue", "robot")
     robot = await cluster.client(path)
