@@ -34,8 +34,11 @@ MAX_FILE: Final = 1 << 20
 """Octets; a ConfigMap has no more (its objects' limit in etcd)."""
 _SERVICE_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 """Variables that the kubelet makes of Services' names (vmnet-controller-metrics, …): not ours."""
-_OTHERS: Final = ("VMNET_LAB_", "VMNET_CNI_", "VMNET_BENCH_", "VMNET_SOAK_")
-"""Variables of the lab, the CNI plugin, the benchmarks and the tests begin with these."""
+_SECTIONS: Final = tuple(f"VMNET_{section.upper()}_" for section in SECTIONS if section != "shared")
+_OTHERS: Final = ("VMNET_LAB_", "VMNET_CNI_")
+"""Variables of the lab and the CNI plugin begin with these."""
+_NEARLY: Final = 0.85
+"""How alike a variable and an option's must be to be meant for each other: one or two letters are otherwise."""
 _YAML: Final = "tag:yaml.org,2002:"
 _JSON_TYPES: Final = {"string": "str", "integer": "int", "boolean": "bool"}
 _WORDS: Final = {
@@ -172,7 +175,11 @@ def _named(environment: Mapping[str, str]) -> bool:
 
 
 def read_environment(environment: Mapping[str, str]) -> tuple[dict[str, tuple[Any, Origin]], list[str]]:
-    """Values by path, and what is wrong. A variable of ours that no option has is wrong; the kubelet's are not ours."""
+    """Values by path, and what is wrong.
+
+    A variable that no option has is wrong where it begins like those of a section, or is nearly one of an option's. The
+    kubelet's, and other programs' that begin with VMNET_, are not ours.
+    """
     found: dict[str, tuple[Any, Origin]] = {}
     problems = []
     for item in OPTIONS:
@@ -186,7 +193,11 @@ def read_environment(environment: Mapping[str, str]) -> tuple[dict[str, tuple[An
             break
     known = {variable for item in OPTIONS for variable in item.variables} | {FILE_VARIABLE}
     for variable in sorted(environment.keys() - known):
-        ours = variable.startswith("VMNET_") and not variable.startswith(_OTHERS)
+        ours = variable.startswith(_SECTIONS) or (
+            variable.startswith("VMNET_")
+            and not variable.startswith(_OTHERS)
+            and difflib.get_close_matches(variable, known, 1, _NEARLY)
+        )
         if ours and not _SERVICE_LINK.search(variable):
             problems.append(f"variable {variable}: there is no such option{_nearest(variable, known)}")
     return found, problems

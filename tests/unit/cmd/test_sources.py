@@ -121,6 +121,14 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert "is it VMNET_CLUSTER_DOMAIN?" in raised.value.problems[-1]
 
 
+@pytest.mark.parametrize(
+    "variable", ["VMNET_LOGLEVEL", "VMNET_CLUSTER_DOMAINS", "VMNET_CONFIGS", "VMNET_DNS_X", "VMNET_CONTROLLER_NAME"]
+)
+def test_a_variable_that_is_meant_for_us_and_is_none_is_told(variable: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"variable {variable}: there is no such option"):
+        settle(arguments(), {variable: "x"})
+
+
 def test_what_the_kubelet_and_our_other_programs_set_is_no_mistake() -> None:
     environment = {
         "VMNET_CONTROLLER_METRICS_SERVICE_HOST": "10.0.0.1",
@@ -128,6 +136,7 @@ def test_what_the_kubelet_and_our_other_programs_set_is_no_mistake() -> None:
         "VMNET_WEBHOOK_PORT_443_TCP_ADDR": "10.0.0.2",
         "VMNET_WEBHOOK_SERVICE_PORT_WEBHOOK": "443",
         "VMNET_LAB_DIR": "/tmp",
+        "VMNET_ALERTS": "1",
         "VMNET_CNI_SOCKET": "/x",
     }
     assert all(item.origin.source == "default" for item in settle(arguments(), environment).settings)
