@@ -43,7 +43,8 @@ for card in eth0 eth1; do
 done
 ip -4 route show default | awk '{print "default4", $3, $5}'
 ip -6 route show default | awk '{print "default6", $3, $5}'
-ip -6 neigh show | awk '/^fe80.* router /{print "router6", $1}'
+ip -6 neigh show dev eth0 | awk '/^fe80.* router /{print "router6", $1}'
+ip -6 route show proto kernel | awk '/^fd7[78]::\/64/{print "segment6", $1, $3}'
 mac='{for (i = 1; i < NF; i++) if ($i == "lladdr") print name, $(i + 1)}'
 ping -c 1 -W 5 GATEWAY >/dev/null; ip -4 neigh show GATEWAY | awk -v name=gateway4 "$mac"
 ping -6 -c 1 -W 5 GATEWAY6 >/dev/null; ip -6 neigh show fe80::1 | awk -v name=gateway6 "$mac"
@@ -220,11 +221,12 @@ class Life:
 
         async def configured() -> bool:
             nonlocal text
-            look = "ip -o addr show scope global; ip -6 route show default; netstat -ltn; cat /etc/resolv.conf"
+            look = "ip -o addr show scope global; ip -6 route show; netstat -ltn; cat /etc/resolv.conf"
             text = (await guest.run(["sh", "-c", look], timeout=20)).stdout
             # A client sets its address first and tells of the servers last.
             served = all(f"nameserver {server}\n" in text for server in (GATEWAY, GATEWAY6))
-            return len(set(re.findall(r"(eth[01]) +(inet6?) ", text))) == 4 and "default via fe80::1" in text and served
+            routed = "default via fe80::1" in text and "fd78::/64 dev eth1" in text
+            return len(set(re.findall(r"(eth[01]) +(inet6?) ", text))) == 4 and routed and served
 
         await self.until(
             "both cards have both families, the kernel its router, and the resolver its servers", configured
@@ -247,6 +249,7 @@ class Life:
         assert found["default4"] == [f"{GATEWAY} eth0"], found
         assert found["default6"] == ["fe80::1 eth0"], found
         assert found["router6"] == ["fe80::1"], found
+        assert found["segment6"] == ["fd77::/64 eth0", "fd78::/64 eth1"], found
         assert found["gateway4"] == found["gateway6"] == [GATEWAY_MAC], found
         servers = sorted([f"search {SEARCH}", f"nameserver {GATEWAY}", f"nameserver {GATEWAY6}"])
         assert found["resolver"] == servers, found

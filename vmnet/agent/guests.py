@@ -88,7 +88,7 @@ class GuestServices:
                 segment = await self._open(network)
         changed = any(segment.leases.get(mac) != lease for mac, lease in leases.items())
         segment.leases = leases
-        if not any(lease.ipv6 and lease.router for lease in leases.values()):
+        if not any(router.advertise(lease) for lease in leases.values()):
             segment.advertising = None
         elif changed or segment.advertising is None:
             segment.advertising = schedule.advertising(asyncio.get_running_loop().time())

@@ -63,6 +63,8 @@ class Lease:
     """Whether the machine's default routes and its names are this network's: not on a secondary one."""
     routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()
     """What else is reached by the network, each with its next hop; of use without ``router``."""
+    on_link: bool = True
+    """Whether it is ours to say that the IPv6 subnet is on the segment: on a physical network its own routers do."""
 
 
 def lease_of(network: Network, endpoint: Endpoint, mtu: int, cluster_domain: str) -> Lease:
@@ -84,6 +86,7 @@ def lease_of(network: Network, endpoint: Endpoint, mtu: int, cluster_domain: str
         ipv6=LeaseIPv6(ipv6, gateway_ipv6 if isinstance(gateway_ipv6, IPv6Address) else None) if ipv6 else None,
         router=router,
         routes=network.pod_routes,
+        on_link=network.overlaid,
     )
 
 

@@ -17,18 +17,19 @@ PREFERRED_LIFETIME: Final = 7 * 24 * 3600  # RFC 4861 section 6.2.1, AdvPreferre
 def advertisement(
     lease: Lease, destination: IPv6Address = ndp.ALL_NODES, lifetime: int = ROUTER_LIFETIME
 ) -> Packet | None:
-    """The advertisement for one guest, None when it has no IPv6 address or no router here that leads anywhere.
+    """The advertisement for one guest, None when it has no IPv6 address or nothing of ours is to be said of it.
 
-    ``lifetime`` 0 takes the default route away. It goes to the guest's own MAC, also when the IP destination is all
-    nodes (RFC 6085): search names differ between the namespaces that share a network. Addresses come from DHCPv6 (M
-    flag); the prefix is on-link, never for autoconfiguration.
+    Where there is no router it says that there is none, and what DHCPv6 cannot say: that the subnet is on the segment
+    (RFC 5942 section 4). ``lifetime`` 0 takes the default route away. It goes to the guest's own MAC, also when the IP
+    destination is all nodes (RFC 6085): search names differ between the namespaces that share a network. Addresses come
+    from DHCPv6 (M flag); the prefix is on-link, never for autoconfiguration.
     """
     if lease.ipv6 is None:
         return None
     prefixes = (Prefix(lease.ipv6.address.network, valid=VALID_LIFETIME, preferred=PREFERRED_LIFETIME),)
     if lease.ipv6.gateway is None:
         routes = tuple(Route(subnet, ROUTER_LIFETIME) for subnet, _ in lease.routes if isinstance(subnet, IPv6Network))
-        if not routes:
+        if not routes and not lease.on_link:
             return None
         # RFC 4191 section 2.3: a router to these prefixes that is no default router.
         some = RouterAdvertisement(

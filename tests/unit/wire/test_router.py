@@ -61,9 +61,18 @@ def test_a_router_of_a_secondary_network_leads_to_its_subnets_alone() -> None:
     assert (message.lifetime, message.managed, message.dns, message.search) == (0, True, (), ())
     assert [prefix.network for prefix in message.prefixes] == [IPv6Network("fd20:0:0:4::/64")]
     assert message.routes == (Route(IPv6Network("fd20::/48"), 9000),)
-    assert router.advertisement(replace(LEASE, ipv6=address, router=False)) is None, "a switch says nothing"
 
 
-def test_nothing_is_advertised_where_no_router_is() -> None:
+def test_where_no_router_is_guests_hear_that_their_subnet_is_on_the_segment() -> None:
     assert LEASE.ipv6 is not None
-    assert router.advertisement(replace(LEASE, router=False, ipv6=replace(LEASE.ipv6, gateway=None))) is None
+    switched = replace(LEASE, router=False, ipv6=replace(LEASE.ipv6, gateway=None))
+    packet = router.advertisement(switched)
+    assert packet is not None
+    message = packet.message
+    assert isinstance(message, RouterAdvertisement)
+    assert (message.lifetime, message.routes, message.dns, message.search) == (0, (), (), ())
+    assert message.prefixes == (
+        Prefix(IPv6Network("fd00:7::/64"), on_link=True, autonomous=False, valid=2592000, preferred=604800),
+    )
+    physical = replace(switched, on_link=False)
+    assert router.advertisement(physical) is None, "a physical network's routers say it, if it is so"
