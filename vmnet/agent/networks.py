@@ -161,6 +161,7 @@ class Networks:
         )
         if self._adopting:
             await self._kernel.apply(found)
+            _count(found)
         else:
             await self._load(None, tables, found, state.tables)
 
@@ -240,8 +241,11 @@ class Networks:
         observed: Mapping[str, Marks],
     ) -> None:
         """Apply a plan that brings tables in step, and remember what the kernel holds then."""
+        first, found = namespace not in self._held, tuple(found)
         held = self._held.pop(namespace, {})  # after a failure only the digests that the kernel shows count
-        await self._kernel.apply(tuple(found))
+        await self._kernel.apply(found)
+        if first:
+            _count(found)
         self._marks[namespace] = network_plan.marks_then(observed, tables, held)
         self._held[namespace] = {table.identity: table for table in tables}
         if namespace is None and self._on_node_tables is not None:
@@ -721,3 +725,9 @@ class Networks:
         endpoint = self._ports.pop(port, None)
         if endpoint is not None:
             self._on_detached(endpoint)
+
+
+def _count(found: Iterable[ops.Op]) -> None:
+    """What a first look takes away an earlier agent has left, or somebody else."""
+    for kind, number in network_plan.removed(found).items():
+        metrics.LEFT_OVERS.labels(kind).inc(number)

@@ -1,5 +1,6 @@
 """One network on one node: from desired and observed state to operations."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Interface, ip_interface
@@ -63,6 +64,16 @@ BRIDGED_SYSCTLS: Final = (
 )
 """Switched on with the first table that must see bridged frames; off again only with the namespace, for translated
 connections would break."""
+
+_REMOVALS: Final[Mapping[type[Op], str]] = {
+    ops.DeleteLink: "link",
+    ops.RemoveAddress: "address",
+    ops.RemoveRoute: "route",
+    ops.RemoveNeighbour: "neighbour",
+    ops.RemoveFdb: "fdb",
+    ops.RemoveTunnel: "fdb",
+    ops.RemoveFlood: "fdb",
+}
 
 Held = Mapping[str, Table]
 """Tables that this process knows the kernel to hold, by identity."""
@@ -130,6 +141,19 @@ def marks_then(observed: Mapping[str, Marks], tables: Iterable[Table], held: Hel
         known = table if marks[-1:] == (table.digest,) else _known(table, marks, held)
         found[table.identity] = table.marks(known, marks)
     return found
+
+
+def removed(found: Iterable[Op]) -> Counter[str]:
+    """What operations take away, by kind: how many entries of a table of the kernel's, links, tables, set elements."""
+    counts = Counter[str]()
+    for op in found:
+        if isinstance(op, ops.LoadFirewall):
+            lines = op.script.splitlines()
+            counts["element"] += sum(line.count(", ") + 1 for line in lines if line.startswith("delete element"))
+            counts["table"] += lines[-1].startswith("delete table")
+        elif (kind := _REMOVALS.get(type(op))) is not None:
+            counts[kind] += 1
+    return +counts
 
 
 def _known(table: Table, marks: Marks, held: Held) -> Table | None:

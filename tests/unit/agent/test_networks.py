@@ -1,11 +1,13 @@
 """Networks of one node on a kernel in memory."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from vmnet import metrics
 from vmnet.agent.cluster import Cluster, Stores
 from vmnet.agent.networks import Networks, NotReady
 from vmnet.kernel.api import Gone
@@ -24,7 +26,7 @@ from vmnet.kube.fake import FakeInformer
 from vmnet.model import addresses, names
 from vmnet.model.connection import UDP, Connection, Flow
 from vmnet.model.endpoint import Endpoint, NodeNetwork, PortState
-from vmnet.model.names import InterfaceName, NetworkId
+from vmnet.model.names import InterfaceName, MacAddress, NetworkId
 from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import ops
 from vmnet.plan.network import PodInterface
@@ -357,6 +359,24 @@ class Exposed(Members):
         return (Table("inet", "vmnet-exposed", {"names": Elements("type mark;", frozenset(rendered))}),)
 
 
+def left_overs() -> Counter[str]:
+    """What was found and taken away so far, by kind."""
+    found = (sample for metric in metrics.LEFT_OVERS.collect() for sample in metric.samples)
+    return Counter({item.labels["kind"]: int(item.value) for item in found if item.name.endswith("_total")})
+
+
+async def test_entries_that_nobody_needs_any_more_are_counted_when_an_agent_comes_back(world: World) -> None:
+    await world.attach(world.pod(5))
+    state = world.kernel.networks[NETWORK.namespace]
+    stray = addresses.address("192.168.9.9")
+    mac = MacAddress("0a:58:c0:a8:09:09")
+    world.kernel.networks[NETWORK.namespace] = replace(state, neighbours={**state.neighbours, stray: mac})
+    counted = left_overs()
+    await Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None).adopt()
+    assert stray not in world.kernel.networks[NETWORK.namespace].neighbours
+    assert left_overs()["neighbour"] == counted["neighbour"] + 1
+
+
 async def test_an_agent_that_starts_leaves_the_node_s_tables_alone_until_it_knows_its_networks(world: World) -> None:
     source = (Exposed(),)
     first = Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None, source)
@@ -365,15 +385,18 @@ async def test_an_agent_that_starts_leaves_the_node_s_tables_alone_until_it_know
     before = world.kernel.node.tables
     assert set(before) == {"inet vmnet-exposed"}
     world.kernel.applied.clear()
+    counted = left_overs()
     second = Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None, source)
     await second.adopt()
     assert world.kernel.node.tables == before
+    assert left_overs() == counted, "an agent that comes back finds nothing that is too much"
     assert not any(isinstance(op, ops.LoadFirewall) and op.namespace is None for op in world.kernel.applied)
     # One that comes when its only network is gone takes them away at the end.
     world.stores[PODS].drop("blue/p5")
     world.stores[NADS].drop(NAD)
     await Networks(world.kernel, world.cluster, "n1", (), lambda endpoint: None, source).adopt()
     assert world.kernel.node.tables != before
+    assert left_overs()["network"] == counted["network"] + 1
 
 
 # Networks without a router

@@ -3,7 +3,7 @@ from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 
 from vmnet.model import names
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
-from vmnet.model.names import InterfaceName, MacAddress, NetworkId
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role, Topology
 from vmnet.plan import firewall, node, ops
 from vmnet.plan import network as planner
@@ -382,3 +382,15 @@ def test_a_localnet_network_leads_into_the_node_s_bridge() -> None:
     secured = position(found, ops.LoadFirewall)
     opened = position(found, ops.AttachToBridge, interface=names.VXLAN_L2)
     assert created < secured < opened
+
+
+def test_what_operations_take_away_is_counted_by_kind() -> None:
+    namespace, port = NamespaceName("vmnet-7"), InterfaceName("p1")
+    script = 'add element netdev vmnet bind { "p1" }\ndelete element netdev vmnet bind4 { "p1" . a, "p2" . b }\n'
+    found: list[ops.Op] = [
+        ops.DeleteLink(namespace, port),
+        ops.LoadFirewall(namespace, script),
+        ops.LoadFirewall(namespace, "add table inet vmnet-x\ndelete table inet vmnet-x\n"),
+        ops.LoadFirewall(namespace, "add table inet vmnet-x\ndelete table inet vmnet-x\nadd table inet vmnet-x\n"),
+    ]
+    assert planner.removed(found) == {"link": 1, "element": 2, "table": 1}
