@@ -47,7 +47,7 @@ ip -6 neigh show dev eth0 | awk '/^fe80.* router /{print "router6", $1}'
 ip -6 route show proto kernel | awk '/^fd7[78]::\/64/{print "segment6", $1, $3}'
 mac='{for (i = 1; i < NF; i++) if ($i == "lladdr") print name, $(i + 1)}'
 ping -c 1 -W 5 GATEWAY >/dev/null; ip -4 neigh show GATEWAY | awk -v name=gateway4 "$mac"
-ping -6 -c 1 -W 5 GATEWAY6 >/dev/null; ip -6 neigh show fe80::1 | awk -v name=gateway6 "$mac"
+ping -6 -c 1 -W 5 GATEWAY6 >/dev/null; ip -6 neigh show fe80::1 dev eth0 | awk -v name=gateway6 "$mac"
 awk '{print "resolver", $0}' /etc/resolv.conf
 echo "hostname $(hostname)"
 for kind in A AAAA; do echo "self $kind $(probe resolve "$(hostname).life" $kind)"; done
