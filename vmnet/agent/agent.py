@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ from vmnet.kube.api import Kube, KubeError
 from vmnet.kube.events import Recorder
 from vmnet.model import names
 from vmnet.model.configuration import Configuration
-from vmnet.model.endpoint import MachineReference, PortState
+from vmnet.model.endpoint import Endpoint, MachineReference, PortState
 from vmnet.runtime.queue import KeyedQueue, work
 from vmnet.runtime.tasks import TaskScope
 from vmnet_dns import message
@@ -67,11 +68,16 @@ class Agent:
         self._machine_queue = KeyedQueue()
         self._name_queue = KeyedQueue()
         self._node_queue = KeyedQueue()
+        self._renamed: set[str] = set()
+        """Networks all of whose names are to be looked at."""
+        self._touched: dict[str, dict[str, Endpoint | None]] = {}
+        """Network → the endpoints, by their pods' uids, whose names are to be looked at."""
         self._adopted = asyncio.Event()
         self._cluster = Cluster(
             stores,
             on_network=self._network_changed,
             on_machine=lambda machine: self._machine_queue.add(f"{machine.namespace}/{machine.name}"),
+            on_endpoints=self._endpoints_changed,
         )
         self._policies = PolicyTables(kube, stores, self._cluster, self._node_name, self._network_queue.add)
         self._defaults = DefaultInterfaces(
@@ -272,9 +278,17 @@ class Agent:
         log.info("node %s: %d networks taken over", self._node_name, len(self._networks.rendered()))
 
     def _network_changed(self, network: str) -> None:
-        self._network_queue.add(network)
+        self._renamed.add(network)
+        self._follow_changes(network)
+
+    def _endpoints_changed(self, network: str, endpoints: Mapping[str, Endpoint | None]) -> None:
+        self._touched.setdefault(network, {}).update(endpoints)
+        self._follow_changes(network)
+
+    def _follow_changes(self, network: str) -> None:
         # Names do not wait for the datapath, nor for other networks.
         self._name_queue.add(network)
+        self._network_queue.add(network)
 
     def _names(self, network: str) -> Names:
         return Names(self._cluster.members(network), self._services.named(network))
@@ -292,7 +306,12 @@ class Agent:
 
     async def _reconcile_names(self, network: str) -> float | None:
         self._responders.deny(self._cluster.subnets())
-        self._responders.follow(network, lambda: self._names(network))
+        touched = self._touched.pop(network, {})
+        if network in self._renamed:
+            self._renamed.discard(network)
+            self._responders.follow(network, lambda: self._names(network))
+        else:
+            self._responders.touch(network, touched)
         return None
 
     async def _reconcile_network(self, name: str) -> float | None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from vmnet.agent import facts
@@ -60,10 +60,15 @@ class Cluster:
         *,
         on_network: Callable[[str], None],
         on_machine: Callable[[MachineReference], None],
+        on_endpoints: Callable[[str, Mapping[str, Endpoint | None]], None] | None = None,
     ) -> None:
+        """``on_endpoints``: called in place of ``on_network`` where only a pod has changed, with what it is there by
+        its uid (None: nothing any more), so that who knows the others need not look at them again.
+        """
         self._stores = stores
         self._on_network = on_network
         self._on_machine = on_machine
+        self._on_endpoints = on_endpoints
         self._attachments: dict[str, Attachment] = {}
         self._missed: set[str] = set()
         """Attachments whose NADs are gone, or unreadable, while living pods have addresses by them."""
@@ -330,7 +335,12 @@ class Cluster:
             old, new = before.get(attachment), after.get(attachment)
             changed |= {item.network for item in (old, new) if item is not None and old != new}
         for network in sorted(changed):
-            self._on_network(network)
+            if self._on_endpoints is None:
+                self._on_network(network)
+                continue
+            found: dict[str, Endpoint | None] = {i.pod.uid: None for i in before.values() if i.network == network}
+            found |= {item.pod.uid: item for item in after.values() if item.network == network}
+            self._on_endpoints(network, found)
 
     def _endpoints_in(self, key: str, pod: Object) -> dict[str, Endpoint]:
         found: dict[str, Endpoint] = {}

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -45,7 +45,8 @@ class _Source:
     """An endpoint or a Service, and its records. Both are values: another one means that something has changed."""
 
     value: Endpoint | Service
-    interface: str | None
+    nameless: bool
+    """A machine whose interface has no name yet."""
     records: Sequence[Record]
 
 
@@ -56,6 +57,24 @@ class _Running:
     sources: dict[Hashable, _Source] = field(default_factory=dict)
     told: Counter[Record] = field(default_factory=Counter)
     """By how many sources: both pods of a migrating machine say the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Records that sources have told no longer, and those that they tell now."""
+
+    gone: Counter[Record] = field(default_factory=Counter)
+    new: Counter[Record] = field(default_factory=Counter)
+
+
+def _settle(running: _Running, change: _Change) -> None:
+    touched = change.gone.keys() | change.new.keys()
+    running.told.update(change.new)
+    running.told.subtract(change.gone)
+    removed = [record for record in touched if running.told[record] <= 0]
+    for record in removed:
+        del running.told[record]
+    running.server.view.change((record for record in touched if record in running.told), removed)
 
 
 def _unnamed(machine: MachineReference) -> str | None:
@@ -135,6 +154,21 @@ class Responders:
                 return True
         return False
 
+    def touch(self, network: str, endpoints: Mapping[str, Endpoint | None]) -> bool:
+        """The same where only these endpoints, by their pods' uids, have changed (None: gone); others cost nothing."""
+        self._ask_upstreams()
+        for running in self._running.values():
+            if running.network.name == network:
+                change = _Change()
+                for key, endpoint in endpoints.items():
+                    if endpoint is not None:
+                        self._look_at(running, key, endpoint, change)
+                    elif key in running.sources:
+                        change.gone.update(running.sources.pop(key).records)
+                _settle(running, change)
+                return True
+        return False
+
     def deny(self, subnets: frozenset[IPNetwork]) -> None:
         """The subnets of all networks: of their addresses' names the world is not asked."""
         if subnets != self._subnets:
@@ -170,32 +204,30 @@ class Responders:
 
     def _change(self, running: _Running, names: Names) -> None:
         """Only what differs from the last time is looked at closely."""
-        seen: set[Hashable] = set()
-        gone: Counter[Record] = Counter()
-        new: Counter[Record] = Counter()
-        for key, value in _keyed(names):
-            seen.add(key)
-            machine = value.machine if isinstance(value, Endpoint) else None
-            interface = self._interface(machine) if machine is not None else None
+        change = _Change()
+        present = list(_keyed(names))
+        for key, value in present:
             known = running.sources.get(key)
-            if known is not None and known.value is value and known.interface == interface:
-                continue
-            if isinstance(value, Endpoint):
-                records = endpoint_records(value, self._domain, interface, self._ttl)
-            else:
-                records = service_records.records(value, self._domain)
-            gone.update(known.records if known is not None else ())
-            new.update(records)
-            running.sources[key] = _Source(value, interface, records)
-        for key in running.sources.keys() - seen:
-            gone.update(running.sources.pop(key).records)
-        touched = gone.keys() | new.keys()
-        running.told.update(new)
-        running.told.subtract(gone)
-        removed = [record for record in touched if running.told[record] <= 0]
-        for record in removed:
-            del running.told[record]
-        running.server.view.change((record for record in touched if record in running.told), removed)
+            if known is None or known.value is not value or known.nameless:
+                self._look_at(running, key, value, change)
+        for key in running.sources.keys() - {key for key, _ in present}:
+            change.gone.update(running.sources.pop(key).records)
+        _settle(running, change)
+
+    def _look_at(self, running: _Running, key: Hashable, value: Endpoint | Service, change: _Change) -> None:
+        """A machine's interface keeps its name; where there is none yet, the machine itself was not seen yet."""
+        known = running.sources.get(key)
+        machine = value.machine if isinstance(value, Endpoint) else None
+        interface = self._interface(machine) if machine is not None else None
+        if known is not None and known.value is value and interface is None:
+            return
+        if isinstance(value, Endpoint):
+            records = endpoint_records(value, self._domain, interface, self._ttl)
+        else:
+            records = service_records.records(value, self._domain)
+        change.gone.update(known.records if known is not None else ())
+        change.new.update(records)
+        running.sources[key] = _Source(value, machine is not None and interface is None, records)
 
     def _ask_upstreams(self) -> None:
         routes = self._upstreams()

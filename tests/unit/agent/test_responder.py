@@ -248,6 +248,29 @@ async def test_names_follow_without_the_kernel(kernel: LoopbackKernel, responder
         assert await kernel.told(happy, "7.0.96.10.in-addr.arpa", "PTR") == ["web.red.svc.cluster.local."]
 
 
+async def test_what_has_changed_is_right_with_the_next_question_and_the_others_stay(
+    kernel: LoopbackKernel, responders: Responders
+) -> None:
+    happy = network(7)
+    assert not responders.touch("happy", {})
+    red = endpoint("127.0.0.9/8", name="red", machine="red")
+    source, target = endpoint("127.0.0.5/8", name="a"), endpoint("127.0.0.5/8", name="b")
+    await responders.serve(happy, Names([red]))
+    for touched, told in (
+        ({"uid-a": source}, ["127.0.0.5"]),
+        ({"uid-b": target}, ["127.0.0.5"]),
+        ({"uid-a": None, "uid-never": None}, ["127.0.0.5"]),
+        ({"uid-b": endpoint("127.0.0.6/8", name="b")}, ["127.0.0.6"]),
+        ({"uid-b": None}, []),
+    ):
+        assert responders.touch("happy", touched)
+        assert await kernel.told(happy, BLUE) == told
+        assert await kernel.told(happy, "red.blue-namespace.vm.cluster.local") == ["127.0.0.9"]
+    # The whole of it finds nothing else.
+    responders.follow("happy", lambda: Names([red]))
+    assert await kernel.told(happy, "9.0.0.127.in-addr.arpa", "PTR") == ["red.blue-namespace.vm.cluster.local."]
+
+
 async def test_the_interface_has_the_name_of_the_machines_specification(kernel: LoopbackKernel) -> None:
     known: dict[str, str] = {}
     responders = Responders(kernel, upstreams=dict, interface=lambda machine: known.get(machine.name))  # type: ignore[arg-type]
