@@ -228,7 +228,7 @@ class Supervisor:
         await topology.run_batch(topology.host_batch(host, self._hosts), held.prefix)
         if host != topology.OUTSIDE_HOST:
             await topology.load_rules(topology.masquerade_rules(), held.prefix)
-            configuration = topology.network_configuration(host, chained="agent" not in self._without)
+            configuration = topology.network_configuration(host)
             topology.write_network_configuration(configuration, self._directory.node(host.name) / "etc-cni-net.d")
 
     async def _start_api(self) -> None:
@@ -360,6 +360,8 @@ class Supervisor:
             f"{topology.PHYSICAL_NETWORK}={topology.PHYSICAL_BRIDGE}",
             "--dns-upstream",
             str(topology.OUTSIDE_HOST.ipv4),
+            # As in a cluster, where it finds by itself that it is in one.
+            *("--install-cni", "yes"),
         )
         kubelet = python_module(
             "vmnet.lab.kubelet",

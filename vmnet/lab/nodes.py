@@ -5,7 +5,6 @@
 
 import asyncio
 import os
-import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -15,11 +14,9 @@ from typing import Final
 from vmnet.lab import cgroups, namespaces, topology
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
-from vmnet.model import names
 
 OWN_DIRECTORIES: Final = ("/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni")
 """What every node has to itself, besides /run."""
-SHIM: Final = Path(__file__).parents[1] / "cni" / "shim.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +68,6 @@ def prepare(name: str, directory: LabDirectory) -> None:
         namespaces.bind(resolver, Path("/etc/resolv.conf").resolve())
     private_run(directory.path)
     topology.set_sysctls(name)
-    if name != topology.OUTSIDE:
-        install_shim(Path("/opt/cni/bin"))
-
-
-def install_shim(directory: Path) -> None:
-    """What the agent's container does on a real node: the plugin under the names that configurations use.
-
-    The node's own chain calls it ``vmnet-cni``, Multus by the type in the NAD's configuration.
-    """
-    for name in ("vmnet-cni", names.CNI_TYPE):
-        shutil.copyfile(SHIM, directory / f".{name}")
-        (directory / f".{name}").chmod(0o755)
-        (directory / f".{name}").rename(directory / name)
 
 
 def make_mount_points() -> None:

@@ -166,8 +166,8 @@ def set_sysctls(host: str) -> None:
         namespaces.sysctl(name, value)
 
 
-def network_configuration(host: Host, *, chained: bool = True) -> dict[str, Any]:
-    """The node's CNI configuration list: the default network by Debian's plugins, then (``chained``) vmnet."""
+def network_configuration(host: Host) -> dict[str, Any]:
+    """The node's CNI configuration list: the default network by Debian's plugins. The agent adds its own."""
     plugins: list[dict[str, Any]] = [
         {
             "type": "bridge",
@@ -181,7 +181,7 @@ def network_configuration(host: Host, *, chained: bool = True) -> dict[str, Any]
         # 1.0.0 is the newest version that Debian 12's plugins speak.
         "cniVersion": "1.0.0",
         "name": "lab-default",
-        "plugins": [*plugins, {"type": "vmnet-cni"}] if chained else plugins,
+        "plugins": plugins,
     }
 
 

@@ -49,12 +49,5 @@ def test_the_last_node_has_an_ipv6_subnet_within_the_default_network() -> None:
 
 
 def test_pods_have_an_address_of_each_family() -> None:
-    (bridge,) = topology.network_configuration(topology.node(2), chained=False)["plugins"]
+    (bridge,) = topology.network_configuration(topology.node(2))["plugins"]
     assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.2.0/24"}], [{"subnet": "fd00:10:244:2::/64"}]]
-
-
-def test_vmnet_is_chained_last() -> None:
-    host = topology.node(1)
-    types = [plugin["type"] for plugin in topology.network_configuration(host)["plugins"]]
-    assert types == ["bridge", "vmnet-cni"]
-    assert [p["type"] for p in topology.network_configuration(host, chained=False)["plugins"]] == ["bridge"]

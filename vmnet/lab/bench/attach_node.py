@@ -114,7 +114,7 @@ async def main() -> None:
     kernel = LinuxKernel()
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as directory:
-        configuration = topology.network_configuration(topology.node(1), chained=False)
+        configuration = topology.network_configuration(topology.node(1))
         topology.write_network_configuration(configuration, Path(directory))
         wanted = await prepare_bare(kernel)
         for index, pod in enumerate(pods):
