@@ -17,6 +17,9 @@ _IN_ONLYDIR: Final = 0x01000000
 """linux/inotify.h."""
 _EVENTS: Final = _IN_CLOSE_WRITE | _IN_MOVED | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_ONLYDIR
 
+UNTOLD: Final = 2.0
+"""Seconds after which to look where changes are not told: no such directory yet, or no inotify instance left."""
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,11 +38,12 @@ class DirectoryEvents:
     async def changed(self, timeout: float) -> bool:
         """Wait for a change since the last call; False when there was none for ``timeout`` seconds.
 
-        A directory that is not there, or was replaced by another, is looked for again at each call.
+        A directory that is not there, or was replaced by another, is looked for again at each call. While nothing can
+        be told the wait is ``UNTOLD`` at most.
         """
         self._follow()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout if self._inode else min(timeout, UNTOLD)):
                 await self._happened.wait()
         except TimeoutError:
             return False
@@ -64,8 +68,8 @@ class DirectoryEvents:
         if self._watch >= 0:
             _LIBC.inotify_rm_watch(self._descriptor, self._watch)
         self._watch = _LIBC.inotify_add_watch(self._descriptor, os.fsencode(self._directory), _EVENTS)
+        self._inode = inode if self._watch >= 0 else 0
         if self._watch >= 0:
-            self._inode = inode
             # What happened before is not told.
             self._happened.set()
 

@@ -5,6 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
+from vmnet.kernel import file_events
 from vmnet.kernel.file_events import DirectoryEvents
 
 SECONDS = 30.0
@@ -37,6 +40,17 @@ async def test_silence_is_told_too(tmp_path: Path) -> None:
     assert await events.changed(SECONDS)
     events.close()
     events.close()
+
+
+async def test_where_nothing_can_be_told_it_is_looked_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_events, "UNTOLD", 0.01)
+    events = DirectoryEvents(tmp_path / "none")
+    async with asyncio.timeout(SECONDS):
+        assert not await events.changed(10 * SECONDS)
+    events.close()
+    # As on a node that has no inotify instance left.
+    async with asyncio.timeout(SECONDS):
+        assert not await events.changed(10 * SECONDS)
 
 
 async def test_a_directory_that_comes_late_and_one_that_is_replaced_are_followed(tmp_path: Path) -> None:
