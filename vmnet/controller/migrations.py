@@ -11,7 +11,20 @@ from typing import Any, Final
 from vmnet import metrics
 from vmnet.controller import objects
 from vmnet.controller.cluster import Attachment, Cluster
-from vmnet.kube.api import VMIMS, VMIS, Conflict, Invalid, Kube, NotFound, Object, PatchType, object_key
+from vmnet.kube.api import (
+    CUDNS,
+    NADS,
+    UDNS,
+    VMIMS,
+    VMIS,
+    Conflict,
+    Invalid,
+    Kube,
+    NotFound,
+    Object,
+    PatchType,
+    object_key,
+)
 from vmnet.kube.events import Recorder
 from vmnet.model import names
 from vmnet.model.endpoint import MachineReference
@@ -180,8 +193,18 @@ class MigrationReconciler:
             self._counted[migration.uid] = None
             if len(self._counted) > _REMEMBERED:
                 self._counted.popitem(last=False)
-            await self._tell(vmi, migration, attachment.network.name, wanted)
+            await self._tell(vmi, migration, attachment, wanted)
         return None
+
+    def _network(self, attachment: Attachment) -> Object | None:
+        """The object that the tenant, or the administrator, has written for the network."""
+        nad = self._cluster.get(NADS, attachment.key)
+        reference = objects.owner_reference(nad) if nad is not None else None
+        if nad is None or reference is None:
+            return None
+        if reference.get("kind") == UDNS.kind:
+            return self._cluster.get(UDNS, f"{objects.namespace_of(nad)}/{reference['name']}")
+        return self._cluster.get(CUDNS, str(reference["name"]))
 
     async def _write(self, vmi: Object, wanted: dict[str, Any]) -> None:
         metadata = vmi["metadata"]
@@ -203,11 +226,16 @@ class MigrationReconciler:
             # A failed test is 422 at a real API server: the VMI has changed, and another look follows.
             raise Conflict(str(error)) from error
 
-    async def _tell(self, vmi: Object, migration: Migration, network: str, wanted: dict[str, Any]) -> None:
-        metadata = vmi["metadata"]
+    async def _tell(self, vmi: Object, migration: Migration, attachment: Attachment, wanted: dict[str, Any]) -> None:
+        """Count it; events on the machine, and on its network for whoever cares for that."""
+        metadata, network, name = vmi["metadata"], self._network(attachment), object_key(vmi)
         succeeded = migration.phase is MigrationPhase.SUCCEEDED
         metrics.MIGRATIONS.labels(
-            metadata["namespace"], metadata["name"], migration.target_node, network, migration.phase.value
+            metadata["namespace"],
+            metadata["name"],
+            migration.target_node,
+            attachment.network.name,
+            migration.phase.value,
         ).inc()
         held = ", ".join(wanted["addresses"])
         if succeeded:
@@ -217,10 +245,14 @@ class MigrationReconciler:
                 f"moved from {migration.source_node} to {migration.target_node} with {held}{pause}{_along(wanted)}"
             )
             await self._events.event(vmi, "NetworkMigrated", message)
+            if network is not None:
+                await self._events.event(network, "MachineMigrated", f"{name} {message}")
         else:
             why = f" ({migration.reason})" if migration.reason else ""
             message = f"stays on {migration.source_node} with {held}: migration to {migration.target_node} failed{why}"
             await self._events.event(vmi, "NetworkMigrationFailed", message, "Warning")
+            if network is not None:
+                await self._events.event(network, "MachineMigrationFailed", f"{name} {message}", "Warning")
 
 
 def record(migration: Migration, network: str, allocation: objects.Allocated, seen: CutOver | None) -> dict[str, Any]:

@@ -235,8 +235,11 @@ async def test_the_record_says_what_moved(migrated: Any) -> None:
     see(migrated)
     async with migrated.controller():
         event = await migrated.told("NetworkMigrated", "moved from n1 to n2 with 192.168.0.3, fd00:10::3")
+        network = await migrated.told("MachineMigrated", "blue/blue moved from n1 to n2")
     assert event["involvedObject"]["kind"] == "VirtualMachineInstance"
     assert "blackout 0.3 ms" in event["message"]
+    assert network["involvedObject"]["kind"] == "ClusterUserDefinedNetwork"
+    assert network["involvedObject"]["name"] == "happy-tenant"
     found = recorded(migrated.kube.peek(VMIS, "blue", "blue"))
     assert found["from"] == {"node": "n1", "pod": "source"}
     assert found["to"] == {"node": "n2", "pod": "target"}
@@ -261,6 +264,7 @@ async def test_a_late_account_of_the_agent_is_added_and_nothing_is_counted_twice
     assert recorded(migrated.kube.peek(VMIS, "blue", "blue"))["blackoutSeconds"]
     assert counted() == {"succeeded": 1}
     assert len(migrated.events("NetworkMigrated")) == 1
+    assert len(migrated.events("MachineMigrated")) == 1
 
 
 async def test_a_record_that_could_not_be_written_is_written_later(migrated: Any) -> None:
