@@ -66,7 +66,8 @@ def _for_guest(lease: Lease) -> tuple[Announcement, ...]:
     if lease.ipv4 is not None and lease.router:
         gateway = arp.reply(lease.gateway_mac, lease.ipv4.gateway, lease.mac, lease.ipv4.address.ip)
         found.append(Announcement(Kind.GATEWAY_ARP, names.BRIDGE, arp.encode(gateway)))
-    advertisement = router.advertisement(lease)
+    # Where no router is, the guest knows since its start all that an advertisement says, and a move changes none of it.
+    advertisement = router.advertisement(lease) if lease.router or lease.routes else None
     if advertisement is not None:
         found.append(Announcement(Kind.ROUTER_ADVERTISEMENT, names.BRIDGE, ndp.encode(advertisement), repeated=False))
     return tuple(found)
