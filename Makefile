@@ -53,7 +53,7 @@ build/.packages: Makefile
 build/.servers:
 	@mkdir -p build
 	@[ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; made=1; }; \
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends unbound nsd >build/apt-servers.log 2>&1; done=$$?; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends unbound nsd dnsperf >build/apt-servers.log 2>&1; done=$$?; \
 	[ -z "$$made" ] || rm /usr/sbin/policy-rc.d; [ $$done = 0 ] || { tail -20 build/apt-servers.log >&2; exit 1; }
 	@touch $@
 

@@ -68,7 +68,7 @@ class NameQueries:
             return {"error": f"bad question: {error}"}
         if found is None:
             known = ", ".join(self._responders.networks()) or "none"
-            return {"error": f"network {network} is not on this node (here: {known})"}
+            return {"error": f"network {network} is not on this node (here: {known})", "elsewhere": True}
         return described(network, name, kind, found)
 
 

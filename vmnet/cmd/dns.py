@@ -10,6 +10,12 @@ from typing import Any, Final
 from vmnet.model.configuration import BY_PATH
 
 SECONDS: Final = 15.0
+ELSEWHERE: Final = """\
+The agent of a node that has the network answers. Which nodes have pods of it, and the agent's pod there:
+  kubectl get pods -A -o wide
+  kubectl get pods -n vmnet-system -l app.kubernetes.io/name=vmnet-agent -o wide
+Ask in that pod:
+  kubectl exec -n vmnet-system POD -- vmnet dns query NETWORK NAME"""
 _WHY: Final = {
     "local": "from the records of this network",
     "forwarded": "asked of the world just now",
@@ -44,6 +50,8 @@ async def run(arguments: argparse.Namespace) -> int:
     found = await ask(arguments.socket, arguments.network, arguments.name, arguments.type)
     if "error" in found:
         print(f"vmnet dns: {found['error']}", file=sys.stderr)
+        if found.get("elsewhere"):
+            print(ELSEWHERE, file=sys.stderr)
         return 2
     print(json.dumps(found, indent=2) if arguments.output == "json" else text(found))
     return 0 if found["answers"] else 1
@@ -62,7 +70,7 @@ async def ask(path: Path, network: str, name: str, kind: str) -> dict[str, Any]:
     except TimeoutError as error:
         raise OSError(f"the agent at {path} did not answer") from error
     except OSError as error:
-        raise OSError(f"no agent at {path}: {error.strerror or error}") from error
+        raise OSError(f"no agent at {path}: {error.strerror or error}\n{ELSEWHERE}") from error
     if not line:
         raise OSError(f"the agent at {path} closed the connection")
     found: dict[str, Any] = json.loads(line)

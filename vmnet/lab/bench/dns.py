@@ -3,13 +3,15 @@
 Each serves the same 10,000 names in a network namespace of its own with nothing else in it, on one core; the client,
 ``asker.c``, has the other. It asks in mixed case and with EDNS. Measured are the processor time of a query and queries
 a second when there is always something to answer, and the 99th percentile at a fixed rate while 100 records change a
-second (NSD's zone does not: it knows no such change). Then one process serves 1,000 networks that nobody asks.
+second (NSD's zone does not: it knows no such change). Then one process serves 1,000 networks that nobody asks,
+and a whole agent follows changes (``dns_changes``). dnsperf asks too, when there is always something to answer.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -23,7 +25,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final
 
-from vmnet.lab.bench import resolver
+from vmnet.lab.bench import dns_changes, resolver
 from vmnet.lab.errors import LabError
 from vmnet.lab.guest.probe import binary
 
@@ -139,6 +141,11 @@ def _await_answer(name: str, process: subprocess.Popen[str], port: int, director
                     return
             time.sleep(0.05)
     raise LabError(f"{name} does not answer: {(directory / f'{name}.log').read_text()[-400:]}")
+
+
+def _mixed(name: str, seed: int) -> str:
+    """Letters of both cases, by the bits of a number."""
+    return "".join(item.upper() if seed >> at % 8 & 1 else item for at, item in enumerate(name))
 
 
 def _wire(name: str) -> bytes:
@@ -264,6 +271,25 @@ def ask(
     return found
 
 
+def dnsperf(server: Running, queries: Path, seconds: float) -> float:
+    """What Debian's dnsperf makes of it: queries a second. Raises LabError."""
+    done = subprocess.run(
+        [
+            *("taskset", "-c", CLIENT_CORE, "dnsperf", "-s", "127.0.0.1", "-p", str(PORTS[server.name])),
+            *("-d", str(queries), "-l", str(max(1, round(seconds))), "-q", WINDOW, "-c", "1", "-T", "1", "-e"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60 + seconds,
+    )
+    found = re.search(r"Queries per second:\s+([\d.]+)", done.stdout)
+    codes = re.search(r"Response codes:\s+NOERROR \d+ \(100\.00%\)", done.stdout)
+    if done.returncode or found is None or codes is None:
+        raise LabError(f"dnsperf asks {server.name}: {done.stdout[-400:]} {done.stderr.strip()[-400:]}")
+    return float(found[1])
+
+
 def measure(
     names: int, rounds: int, seconds: float, ask_rate: int, rate: float, tell: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -271,6 +297,7 @@ def measure(
     figures = {
         "cpu_full": Figure("CPU per query, always busy", "µs", 1.5),
         "qps": Figure("queries per second", "1/s", 0.7, at_least=True),
+        "dnsperf": Figure("queries per second, as dnsperf asks", "1/s", 0.7, at_least=True),
         "cpu_rate": Figure(f"CPU per query at {ask_rate}/s, {rate:g} records change a second", "µs", 1.5),
         "p50": Figure(f"p50 at {ask_rate}/s, {rate:g} records change a second", "µs", None),
         "p99": Figure(f"p99 at {ask_rate}/s, {rate:g} records change a second", "µs", 2.0),
@@ -281,6 +308,8 @@ def measure(
         directory = Path(made)
         listed = directory / "names"
         listed.write_text("".join(f"{resolver.name(at)}\n" for at in range(names)))
+        queries = directory / "queries"
+        queries.write_text("".join(f"{_mixed(resolver.name(at), at)} A\n" for at in range(names)))
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")
             order = list(PORTS)[number % 3 :] + list(PORTS)[: number % 3]
@@ -289,6 +318,7 @@ def measure(
                     # What was never asked is answered the slow way once; that is not what is measured.
                     ask(asker, server, listed, WINDOW, max(1.0, seconds / 2), number)
                     full = ask(asker, server, listed, WINDOW, seconds, number)
+                    theirs = dnsperf(server, queries, seconds)
                 with (
                     running(name, names, rate, directory, first=True) as server,
                     changing(server, names, rate),
@@ -298,6 +328,7 @@ def measure(
                 for key, value in (
                     ("cpu_full", full["cpu_us"]),
                     ("qps", full["per_second"]),
+                    ("dnsperf", theirs),
                     ("cpu_rate", steady["cpu_us"]),
                     ("p50", steady["p50_us"]),
                     ("p99", steady["p99_us"]),
@@ -357,6 +388,13 @@ def table(report: dict[str, Any]) -> str:
             f"| start (processor time) | {found['start_seconds']:.2f} s ({found['start_cpu_seconds']:.2f} s) |",
             f"| idle CPU | {found['idle_cpu_share'] * 100:.2f} % of a core |",
         ]
+    if changes := report.get("changes"):
+        lines += ["", "| from a change to the first right answer (ms) | p50 | p99 | most |", "|---|---|---|---|"]
+        lines += [
+            f"| {found['names']:,} names: {kind} | {one['p50_ms']:.1f} | {one['p99_ms']:.1f} | {one['max_ms']:.1f} |"
+            for found in changes
+            for kind, one in found["changes"].items()
+        ]
     return "\n".join(lines)
 
 
@@ -376,6 +414,7 @@ def main() -> None:
     parser.add_argument("--ask-rate", type=int, default=5000, help="questions a second (%(default)s)")
     parser.add_argument("--change-rate", type=float, default=100.0, help="records changed a second (%(default)s)")
     parser.add_argument("--networks", type=int, default=1000, help="%(default)s")
+    parser.add_argument("--changes", type=int, default=30, help="of each kind, of names of an agent (%(default)s)")
     parser.add_argument("--report", type=Path, default=Path("build/bench/dns.json"), help="%(default)s")
     arguments = parser.parse_args()
     if not os.environ.get(INSIDE):
@@ -392,6 +431,10 @@ def main() -> None:
     )
     tell(f"{arguments.networks} networks")
     found["many"] = many(arguments.networks, 10)
+    found["changes"] = []
+    for names in (1000, 10_000):
+        tell(f"changes of {names} names")
+        found["changes"].append(dns_changes.measure(names, arguments.changes, FIRST))
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
     arguments.report.write_text(json.dumps(found, indent=2) + "\n")
     print(table(found))

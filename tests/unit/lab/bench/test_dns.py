@@ -27,9 +27,12 @@ def test_the_table_says_what_was_asked_for_and_whether_it_was_met() -> None:
         "start_cpu_seconds": 1.0,
         "idle_cpu_share": 0.001,
     }
-    lines = table({"figures": [item], "many": many}).splitlines()
+    one = {"number": 3, "p50_ms": 1.5, "p99_ms": 16.0, "max_ms": 17.25}
+    changes = [{"names": 1000, "changes": {"new, watched": one}}]
+    lines = table({"figures": [item], "many": many, "changes": changes}).splitlines()
     assert lines[2] == "| cpu (µs) | 12.0 (12.0–12.0) | 10.0 (10.0–10.0) | 8.0 (8.0–8.0) | 1.20 | ≤ 1.5 | yes |"
     assert "| memory per network | 20.0 KiB |" in lines
+    assert lines[-1] == "| 1,000 names: new, watched | 1.5 | 16.0 | 17.2 |"
 
 
 def test_a_changed_record_has_another_address() -> None:
