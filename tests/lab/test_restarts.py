@@ -228,7 +228,6 @@ async def test_not_one_datagram_of_a_thousand_a_second_is_lost_while_agents_and_
 ) -> None:
     """What an upgrade does: every process ends and starts again, one after the other, politely or not."""
     async with steady(world) as flows:
-        await flows.goes_on()
         for process, number in (
             ("agent-n1", signal.SIGTERM),
             ("controller", signal.SIGTERM),
@@ -236,12 +235,12 @@ async def test_not_one_datagram_of_a_thousand_a_second_is_lost_while_agents_and_
         ):
             await world.lab.kill(process, number)
             await world.lab.wait(process)
-            await flows.goes_on()
+            if number == signal.SIGKILL:
+                await flows.goes_on()  # with nobody there
             await world.lab.restart(process)
             node = process.removeprefix("agent-")
             url = CONTROLLER_READY if process == "controller" else f"{await world.agent_url(node)}/readyz"
             await world.until(f"the next {process} is ready", lambda url=url: world.answers(url))
-            await flows.goes_on()
         # The successors do not only leave alone what is there: a pod joins.
         await world.apply(plain(flows.namespace, "c", "n2"))
         await world.lab.kubectl("wait", "-n", flows.namespace, "pod/c", "--for=condition=Ready", "--timeout=120s")
@@ -249,4 +248,4 @@ async def test_not_one_datagram_of_a_thousand_a_second_is_lost_while_agents_and_
         seen = await flows.stop()
     for pod, result in seen.items():
         assert result["lost"] == 0, (pod, result)
-        assert result["came"] > 10 * RATE, (pod, result)
+        assert result["came"] > 5 * RATE, (pod, result)
