@@ -1,11 +1,13 @@
 """Names as a guest finds them, also while it moves, and what the administrator is told of them."""
 
 import json
+import signal
 from typing import Any
 
 import pytest
 
 from vmnet.lab.demo import BLUE, NETWORK, RED
+from vmnet.lab.errors import LabError
 from vmnet.lab.processes import python_module
 from vmnet.model import names
 
@@ -13,6 +15,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300
 
 NETWORK_NAME = names.cudn_network_name(NETWORK)
 RED_NAME = "red.red-namespace.vm.cluster.local"
+CONTROL = ("controller", "apiserver")
 
 
 async def told(world: Any, node: str, name: str, kind: str = "A") -> dict[str, Any]:
@@ -100,3 +103,29 @@ async def test_a_headless_service_has_the_networks_address_of_a_machine(healthy:
         return (await told(world, node, name))["rcode"] == "NXDOMAIN"
 
     await world.until("the name goes with the Service", gone)
+
+
+async def test_names_are_answered_while_api_server_and_controller_are_away(healthy: Any) -> None:
+    world, node = healthy, await healthy.node_of(BLUE)
+    guest, red, blue = await world.scenario.guest(*BLUE), await world.ipv4(RED), await world.ipv4(BLUE)
+    try:
+        for process in CONTROL:
+            await world.lab.kill(process, signal.SIGSTOP)
+        with pytest.raises(LabError):
+            await world.lab.kubectl("get", "namespaces", "--request-timeout=2s")
+        for name, address in ((RED_NAME, red), (f"{BLUE[1]}.{BLUE[0]}.vm.cluster.local", blue)):
+            result = await guest.run(["probe", "resolve", name, "A"])
+            assert result.stdout.split() == [address], result
+            found = await told(world, node, name)
+            assert (found["outcome"], [item["data"] for item in found["answers"]]) == ("local", [address])
+    finally:
+        for process in reversed(CONTROL):
+            await world.lab.kill(process, signal.SIGCONT)
+
+    async def back() -> bool:
+        try:
+            return bool((await world.get("namespaces"))["items"])
+        except LabError:
+            return False
+
+    await world.until("the API server answers", back)
