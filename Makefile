@@ -46,7 +46,7 @@ build/.packages: Makefile
 	  [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; made=1; }; \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >build/apt.log 2>&1; done=$$?; \
 	  [ -z "$$made" ] || rm /usr/sbin/policy-rc.d; [ $$done = 0 ] || { tail -20 build/apt.log >&2; exit 1; }; \
-	  case " $$(echo $$missing) " in *" prometheus "*) systemctl disable --quiet prometheus.service;; esac; fi
+	  case " $$(echo $$missing) " in *" prometheus "*) ! command -v systemctl >/dev/null || systemctl disable --quiet prometheus.service;; esac; fi
 	@touch $@
 
 # Name servers to compare with. Their services must not start: somebody may listen on port 53, or nobody should.
