@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300
 NETWORK_NAME = names.cudn_network_name(NETWORK)
 RED_NAME = "red.red-namespace.vm.cluster.local"
 CONTROL = ("controller", "apiserver")
+_RESOLVE = (
+    "import socket, sys;"
+    "print(*sorted({item[4][0] for item in socket.getaddrinfo(sys.argv[1], None, socket.AF_INET, socket.SOCK_DGRAM)}))"
+)
 
 
 async def told(world: Any, node: str, name: str, kind: str = "A") -> dict[str, Any]:
@@ -129,3 +133,48 @@ async def test_names_are_answered_while_api_server_and_controller_are_away(healt
             return False
 
     await world.until("the API server answers", back)
+
+
+async def test_a_pods_c_library_finds_machines_and_a_guest_finds_the_pods_hostname(healthy: Any) -> None:
+    """glibc, by the resolv.conf that the kubelet wrote; the pod has a hostname under a headless Service."""
+    world, namespace = healthy, BLUE[0]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": "asker", "labels": {"app": "asker"}},
+        "spec": {
+            "hostname": "first",
+            "subdomain": "askers",
+            "containers": [{"name": "main", "image": "agnhost"}],
+            "terminationGracePeriodSeconds": 1,
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": namespace, "name": "askers"},
+        "spec": {"clusterIP": "None", "selector": {"app": "asker"}, "ports": [{"name": "http", "port": 80}]},
+    }
+    await world.apply(pod, service)
+    try:
+        await world.lab.kubectl("wait", "-n", namespace, "pod/asker", "--for=condition=Ready", "--timeout=90s")
+        annotations = (await world.get("pod", "-n", namespace, "asker"))["metadata"]["annotations"]
+        allocated = json.loads(annotations[names.POD_NETWORKS_ANNOTATION])
+        own = next(text.split("/")[0] for entry in allocated.values() for text in entry["ip_addresses"] if "." in text)
+
+        async def resolved(name: str) -> str:
+            words = ("exec", "-n", namespace, "asker", "--", "python3", "-c", _RESOLVE, name)
+            return str(await world.lab.kubectl(*words)).strip()
+
+        assert await resolved(RED_NAME) == await world.ipv4(RED)
+
+        # The pod itself reads its own hostname in /etc/hosts; a guest asks, in full and by its search list.
+        guest = await world.scenario.guest(*RED)
+        for name in (f"first.askers.{namespace}.svc.cluster.local", f"first.askers.{namespace}"):
+
+            async def named(name: str = name) -> bool:
+                return list((await guest.run(["probe", "resolve", name, "A"])).stdout.split()) == [own]
+
+            await world.until(f"{name} is known", named)
+    finally:
+        await world.lab.kubectl("delete", "-n", namespace, "pod/asker", "service/askers", "--wait=false")
