@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 2.0
 """After this long a network that a pod has joined is looked at: not while others may join, they would wait for it."""
+MOVED_SECONDS: Final = 1.0
+"""After a frame has closed a machine's port it is asked whether the API agrees."""
 TAKEN_SECONDS: Final = 20.0
 """A port for health checks that somebody else has is asked for again this often."""
 _HEALTH_CHECKS: Final = "health checks"
@@ -112,7 +114,7 @@ class Agent:
             log_queries=dns.log_queries,
         )
         self._queries = NameQueries(dns.socket, self._responders)
-        self._announcer = Announcer(kernel, domain)
+        self._announcer = Announcer(kernel, domain, on_moved=self._moved)
         datagrams = Datagrams(kernel, self._services.datagrams, self._services.ways)
         self._networks = Networks(
             kernel,
@@ -276,6 +278,12 @@ class Agent:
         await self._attachments.catch_up(Path(DELETED_DIRECTORY))
         self._adopted.set()
         log.info("node %s: %d networks taken over", self._node_name, len(self._networks.rendered()))
+
+    def _moved(self, endpoint: Endpoint) -> None:
+        """The frame that closed a port may be a late one, of a target that has failed: then the API knows better."""
+        machine = endpoint.machine
+        if machine is not None:
+            self._machine_queue.add_after(f"{machine.namespace}/{machine.name}", MOVED_SECONDS)
 
     def _network_changed(self, network: str) -> None:
         self._renamed.add(network)

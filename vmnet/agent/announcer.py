@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,7 +47,16 @@ class Announcer:
     in whatever order the API tells the rest.
     """
 
-    def __init__(self, kernel: Kernel, cluster_domain: str, *, draw: Draw = random.uniform) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        cluster_domain: str,
+        *,
+        draw: Draw = random.uniform,
+        on_moved: Callable[[Endpoint], None] = lambda endpoint: None,
+    ) -> None:
+        """``on_moved``: told of an endpoint whose machine another node has announced, which has closed its port."""
+        self._on_moved = on_moved
         self._kernel = kernel
         self._cluster_domain = cluster_domain
         self._draw = draw
@@ -179,6 +189,7 @@ class Announcer:
         for prepared in self._prepared.values():
             if prepared.network == network_id and prepared.endpoint.mac == mac:
                 self._end(prepared)
+                self._on_moved(prepared.endpoint)
         self._arm()
 
     def _network_name(self, network_id: NetworkId) -> str:

@@ -209,6 +209,23 @@ def test_a_reverse_arp_from_the_fabric_ends_the_series_of_its_machine_alone() ->
     in_virtual_time(body)
 
 
+def test_a_reverse_arp_from_the_fabric_is_told_even_when_nothing_is_being_announced() -> None:
+    """Its port is closed then, and somebody has to ask whether that is right."""
+    told: list[Endpoint] = []
+
+    async def body(_: Announcer, wires: Wires) -> None:
+        announcer = Announcer(cast(Kernel, wires), "cluster.local", on_moved=told.append)
+        await announcer.prepare(NETWORK, MTU, ENDPOINT)
+        await announcer.prepare(NETWORK, MTU, RED)
+        wires.far["vx0"].send(arp.encode(arp.reverse_announcement(MAC)))
+        while not told:
+            await asyncio.sleep(0.01)
+        announcer.close()
+
+    in_virtual_time(body)
+    assert told == [ENDPOINT]
+
+
 def test_what_was_not_prepared_is_not_announced() -> None:
     async def body(announcer: Announcer, wires: Wires) -> None:
         assert announcer.announce(ENDPOINT, now()) == 0
