@@ -435,12 +435,18 @@ async def _kill_the_controller(world: Any, watcher: Prometheus) -> None:
 async def _kill_an_agent_again_and_again(world: Any, watcher: Prometheus) -> None:
     agent = f"agent-{await world.node_of(BLUE)}"
     url = await world.agent_url(agent.removeprefix("agent-"))
+
+    async def scraped() -> bool:
+        return "VmnetAgentDown" not in await watcher.firing()
+
     for _ in range(3):
         await world.lab.kill(agent, signal.SIGKILL)
         await world.lab.wait(agent)
         await watcher.fires("VmnetAgentDown")
         await world.lab.restart(agent)
         await world.until("the next agent is ready", lambda: world.answers(f"{url}/readyz"))
+        # A start that was never scraped is no change.
+        await world.until("it is scraped again", scraped)
     await watcher.fires("VmnetRestarting")
 
 
