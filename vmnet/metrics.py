@@ -140,8 +140,9 @@ ADDRESSES_CAPACITY: Final = Gauge(
 LEFT_OVERS: Final = Counter(
     "vmnet_left_overs_removed",
     "What nobody needed any more and was found by looking, by kind: claim (its machine is gone), port (its container is"
-    " gone), network (it is gone, and its namespace was still on the node); and what an agent found at its start: link,"
-    " address, route, neighbour, fdb, table and element (of nftables).",
+    " gone), network (it is gone, and its namespace was still on the node); what a controller found at its start:"
+    " annotation (a network's part on a node); and what an agent found at its start: link, address,"
+    " route, neighbour, fdb, table and element (of nftables).",
     ["kind"],
     registry=REGISTRY,
 )

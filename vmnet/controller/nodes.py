@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
+from vmnet import metrics
 from vmnet.controller import objects, specs
 from vmnet.controller.cluster import Cluster
 from vmnet.controller.identifiers import Numbers
@@ -28,6 +29,8 @@ class NodeReconciler:
         self._ledger = ledger
         self._events = events
         self._numbers = Numbers(parts.MAX_NUMBER, "node")
+        self._looked_at: set[str] = set()
+        """Nodes on which nothing of former times is left."""
 
     def load(self) -> None:
         """Take over the numbers that are written down. Before the first ``reconcile``."""
@@ -39,6 +42,7 @@ class NodeReconciler:
         """Write down a node's number and parts; take back those of a node that is gone."""
         node = self._cluster.get(NODES, key)
         if node is None:
+            self._looked_at.discard(key)
             self._numbers.release(key)
             self._ledger.leave(key)
             return None
@@ -58,6 +62,7 @@ class NodeReconciler:
         if held != written:
             wanted[names.NODE_SUBNETS_ANNOTATION] = parts.encode_parts(held) if held else None
         if not wanted:
+            self._looked_at.add(key)
             return None
         metadata = node["metadata"]
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": wanted}}
@@ -65,6 +70,11 @@ class NodeReconciler:
             await self._kube.patch(NODES, metadata["name"], body)
         except NotFound:
             log.debug("node %s went before it was written on", key)
+        else:
+            if key not in self._looked_at:
+                # Of networks that went while no controller looked.
+                metrics.LEFT_OVERS.labels("annotation").inc(len((written or {}).keys() - held.keys()))
+            self._looked_at.add(key)
         return None
 
     def _held(self, key: str, written: Mapping[str, Parts]) -> dict[str, Parts]:

@@ -1,7 +1,8 @@
 import json
 from typing import Any
 
-from vmnet.kube.api import NODES, PODS, UDNS, Conflict
+from vmnet import metrics
+from vmnet.kube.api import NADS, NODES, PODS, UDNS, Conflict
 from vmnet.model import names
 
 
@@ -230,6 +231,21 @@ async def test_a_network_that_is_gone_leaves_no_part(world: Any) -> None:
         world.layer3("blue", "blue-network", "103.103.0.0/16/26")
         world.pod("blue", "blue-1", node="n2")
         assert await allocated(world, "blue-1") == ["103.103.0.3/26"]
+
+
+async def test_the_part_of_a_network_that_went_while_nobody_looked_is_taken_away_and_counted(world: Any) -> None:
+    prepare(world, "103.103.0.0/16")
+    world.pod("blue", "blue-0", node="n1")
+    async with world.controller():
+        await allocated(world, "blue-0")
+    world.kube.vanish(PODS, "blue-0", "blue")
+    world.kube.vanish(UDNS, "blue-network", "blue")
+    world.kube.vanish(NADS, "blue-network", "blue")
+    counted = metrics.LEFT_OVERS.labels("annotation")
+    before = counted._value.get()
+    async with world.controller():
+        await world.until(lambda: counted._value.get() == before + 1)
+    assert world.parts("n1") == {}
 
 
 async def test_a_static_request_must_lie_in_the_part_of_the_pods_node(world: Any) -> None:
