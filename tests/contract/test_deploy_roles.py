@@ -35,6 +35,7 @@ from vmnet.kube.api import (
     NotFound,
     Object,
     Resource,
+    Unavailable,
 )
 from vmnet.kube.client import KubeClient
 from vmnet.lab import manifests
@@ -224,7 +225,7 @@ class Scenario:
             # Until a replica has read its certificate the API cannot ask it, and must.
             try:
                 await self.kube.create(PODS, pod(name, "n1", labels=labels, ownerReferences=[mine]), "blue")
-            except Exception as error:
+            except Unavailable as error:
                 if "failed calling webhook" not in str(error):
                     raise
                 return False

@@ -23,19 +23,13 @@ from vmnet.agent.agent import Agent
 from vmnet.agent.cluster import Stores
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.kube.api import (
-    ENDPOINT_SLICES,
     EVENTS,
     NADS,
     NAMESPACES,
     NODES,
     PODS,
-    POLICIES,
-    SERVICE_CIDRS,
-    SERVICES,
-    VMIS,
 )
 from vmnet.kube.fake import FakeKube
-from vmnet.kube.watch import ListWatch
 from vmnet.model import addresses, configuration, names
 from vmnet.model.configuration import Configuration
 from vmnet.model.names import NetworkId
@@ -113,20 +107,6 @@ def cluster() -> FakeKube:
     return kube
 
 
-def stores(kube: FakeKube) -> Stores:
-    return Stores(
-        pods=ListWatch(kube, PODS),
-        nodes=ListWatch(kube, NODES),
-        namespaces=ListWatch(kube, NAMESPACES),
-        nads=ListWatch(kube, NADS),
-        machines=ListWatch(kube, VMIS, optional=True),
-        services=ListWatch(kube, SERVICES),
-        endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
-        policies=ListWatch(kube, POLICIES),
-        service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
-    )
-
-
 async def attach() -> None:
     """What a container runtime does, by way of the plugin."""
     environment = {
@@ -192,7 +172,7 @@ async def agent_of_n1(kube: FakeKube) -> AsyncIterator[Agent]:
     self_test.SHARE = 0.5
     self_test.MEND_SECONDS = 0.1
     kernel = LinuxKernel()
-    agent = Agent(settings, kernel, kube, stores(kube))
+    agent = Agent(settings, kernel, kube, Stores.watching(kube))
     assert agent.missing()[0].startswith("not listed yet: ")
     assert "the node's networks are being taken over" in agent.missing()
     working = asyncio.create_task(agent.run())

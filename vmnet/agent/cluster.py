@@ -5,10 +5,26 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 from vmnet.agent import facts
 from vmnet.agent.facts import Attachment
-from vmnet.kube.api import Informer, Object, object_key
+from vmnet.kube.api import (
+    ENDPOINT_SLICES,
+    NADS,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+    SERVICE_CIDRS,
+    SERVICES,
+    VMIS,
+    Informer,
+    Kube,
+    Object,
+    object_key,
+)
+from vmnet.kube.watch import ListWatch
 from vmnet.model import names
 from vmnet.model.addresses import IPNetwork
 from vmnet.model.endpoint import Endpoint, MachineReference, Node
@@ -34,6 +50,21 @@ class Stores:
     """NetworkPolicies."""
     service_cidrs: Informer | None = None
     """ServiceCIDRs; empty where the API has none (Kubernetes before 1.33)."""
+
+    @classmethod
+    def watching(cls, kube: Kube) -> Self:
+        """The real ones, over one connection; nothing is asked before they run."""
+        return cls(
+            pods=ListWatch(kube, PODS),
+            nodes=ListWatch(kube, NODES),
+            namespaces=ListWatch(kube, NAMESPACES),
+            nads=ListWatch(kube, NADS),
+            machines=ListWatch(kube, VMIS, optional=True),
+            services=ListWatch(kube, SERVICES),
+            endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
+            policies=ListWatch(kube, POLICIES),
+            service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
+        )
 
     def all(self) -> tuple[Informer, ...]:
         """Every informer, to be run and waited for."""

@@ -12,9 +12,7 @@ from vmnet.agent.agent import Agent
 from vmnet.agent.cluster import Stores
 from vmnet.cmd import sources
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.kube.api import ENDPOINT_SLICES, NADS, NAMESPACES, NODES, PODS, POLICIES, SERVICE_CIDRS, SERVICES, VMIS
 from vmnet.kube.client import KubeClient
-from vmnet.kube.watch import ListWatch
 from vmnet.model.configuration import BY_PATH, ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -42,18 +40,7 @@ async def run(arguments: argparse.Namespace) -> int:
     kube = await KubeClient.connect(configuration.shared.kubeconfig, user_agent="vmnet-agent")
     kernel = LinuxKernel()
     try:
-        stores = Stores(
-            pods=ListWatch(kube, PODS),
-            nodes=ListWatch(kube, NODES),
-            namespaces=ListWatch(kube, NAMESPACES),
-            nads=ListWatch(kube, NADS),
-            machines=ListWatch(kube, VMIS, optional=True),
-            services=ListWatch(kube, SERVICES),
-            endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
-            policies=ListWatch(kube, POLICIES),
-            service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
-        )
-        agent = Agent(configuration, kernel, kube, stores)
+        agent = Agent(configuration, kernel, kube, Stores.watching(kube))
         runner = web.AppRunner(metrics.application(agent.not_ready, agent.networks), access_log=None)
         await runner.setup()
         try:

@@ -11,7 +11,7 @@ import copy
 import json
 import ssl
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -234,25 +234,37 @@ def applied(obj: Object, operations: Iterable[Any]) -> Object:
     return found
 
 
-def _conditions_hold(hook: Mapping[str, Any], asked: Asked, obj: Object | None, old: Object | None) -> bool:
-    """Whether a webhook is to be asked. One condition that does not hold decides, whatever others fail to say.
+def conditions_met(conditions: Iterable[Mapping[str, str]], evaluate: Callable[[str], Any]) -> bool:
+    """Whether all ``matchConditions`` hold. One that does not decides, whatever others fail to say.
 
-    Raises ApiError where none decides, one cannot be evaluated, and the webhook must be asked.
+    Raises EvaluationError, with the expression, where none decides and one cannot be evaluated.
     """
+    failure: EvaluationError | None = None
+    for condition in conditions:
+        try:
+            if evaluate(condition["expression"]) is not True:
+                return False
+        except EvaluationError as error:
+            text = f"expression '{condition['expression']}' resulted in error: {error}"
+            failure = failure or EvaluationError(text)
+    if failure is not None:
+        raise failure
+    return True
+
+
+def _conditions_hold(hook: Mapping[str, Any], asked: Asked, obj: Object | None, old: Object | None) -> bool:
+    """Whether a webhook is to be asked. Raises ApiError where that cannot be said of one that must be."""
     conditions = hook.get("matchConditions") or ()
     if not conditions:
         return True
     variables = {"object": obj, "oldObject": old, "request": review_request(asked, obj, old)}
-    failure = ""
-    for condition in conditions:
-        try:
-            if compiled(condition["expression"], CONDITION_NAMES).evaluate(variables) is not True:
-                return False
-        except EvaluationError as error:
-            failure = failure or f"expression '{condition['expression']}' resulted in error: {error}"
-    if failure and hook.get("failurePolicy") != "Ignore":
-        raise _internal(f'failed to evaluate match conditions of webhook "{hook["name"]}": {failure}')
-    return not failure
+    try:
+        return conditions_met(conditions, lambda source: compiled(source, CONDITION_NAMES).evaluate(variables))
+    except EvaluationError as error:
+        if hook.get("failurePolicy") == "Ignore":
+            return False
+        text = f'failed to evaluate match conditions of webhook "{hook["name"]}": {error}'
+        raise _internal(text) from error
 
 
 def _ruled(hook: Mapping[str, Any], info: ResourceInfo, operation: str, subresource: str) -> bool:

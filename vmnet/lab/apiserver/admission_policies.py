@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vmnet.lab.apiserver import selectors
-from vmnet.lab.apiserver.admission import CONDITION_NAMES, GROUP, Asked, review_request, ruled
+from vmnet.lab.apiserver.admission import CONDITION_NAMES, GROUP, Asked, conditions_met, review_request, ruled
 from vmnet.lab.apiserver.cel import CompileError, EvaluationError, Expression, compiled
 from vmnet.lab.apiserver.resources import Registry, ResourceInfo
 from vmnet.lab.apiserver.status import ApiError, Cause, invalid_value, required, unsupported
@@ -132,14 +132,13 @@ class AdmissionPolicies:
             "params": params,
         }
         evaluate = _Evaluation(spec.get("variables") or (), variables)
-        for condition in spec.get("matchConditions") or ():
-            try:
-                if evaluate(condition["expression"]) is not True:
-                    return
-            except EvaluationError as error:
-                if fails:
-                    yield f"expression '{condition['expression']}' resulted in error: {error}", "Invalid"
+        try:
+            if not conditions_met(spec.get("matchConditions") or (), evaluate):
                 return
+        except EvaluationError as error:
+            if fails:
+                yield str(error), "Invalid"
+            return
         for validation in spec.get("validations") or ():
             reason = validation.get("reason") or "Invalid"
             try:

@@ -25,21 +25,16 @@ from vmnet.agent.agent import Agent
 from vmnet.agent.cluster import Stores
 from vmnet.kernel.linux import LinuxKernel
 from vmnet.kube.api import (
-    ENDPOINT_SLICES,
     NADS,
     NAMESPACES,
     NODES,
     PODS,
-    POLICIES,
-    SERVICE_CIDRS,
-    SERVICES,
     VMIS,
     Object,
     Resource,
     WatchEvent,
 )
 from vmnet.kube.fake import FakeKube
-from vmnet.kube.watch import ListWatch
 from vmnet.lab.errors import LabError
 from vmnet.model import addresses, configuration, names
 from vmnet.model.configuration import Configuration
@@ -147,18 +142,8 @@ async def serve(machines: int, changes: int) -> dict[str, Any]:
     ):
         await _run("ip", *words.split())
     kube, kernel = cluster(machines), LinuxKernel()
-    stores = Stores(
-        pods=ListWatch(kube, PODS),
-        nodes=ListWatch(kube, NODES),
-        namespaces=ListWatch(kube, NAMESPACES),
-        nads=ListWatch(kube, NADS),
-        machines=ListWatch(kube, VMIS, optional=True),
-        services=ListWatch(kube, SERVICES),
-        endpoint_slices=ListWatch(kube, ENDPOINT_SLICES),
-        policies=ListWatch(kube, POLICIES),
-        service_cidrs=ListWatch(kube, SERVICE_CIDRS, optional=True),
-    )
-    agent = Agent(Configuration(agent=configuration.Agent(node_name="n1", kubelet_cgroup="")), kernel, kube, stores)
+    settings = Configuration(agent=configuration.Agent(node_name="n1", kubelet_cgroup=""))
+    agent = Agent(settings, kernel, kube, Stores.watching(kube))
 
     async def events(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         kube.brought = lambda at: writer.write(f"{at}\n".encode())
