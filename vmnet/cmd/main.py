@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vmnet.inspect.errors import InspectionError
 from vmnet.kube.api import KubeError
 from vmnet.lab.errors import LabError
 from vmnet.model.configuration import BY_PATH, ConfigurationError
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISUSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (LabError, KubeError, OSError, ExceptionGroup) as error:
+    except (LabError, InspectionError, KubeError, OSError, ExceptionGroup) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         return report(words, error)
@@ -142,14 +143,14 @@ def report(words: Sequence[str], error: BaseException) -> int:
 
 def describe(error: BaseException) -> str:
     """One line that names the object."""
-    if isinstance(error, LabError | KubeError | OSError):
+    if isinstance(error, LabError | InspectionError | KubeError | OSError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
 
 
 def next_step_after(error: BaseException) -> str:
     """What the administrator can do about it; empty when only the message helps."""
-    if isinstance(error, LabError):
+    if isinstance(error, LabError | InspectionError):
         return error.next_step
     if isinstance(error, KubeError) and error.code == 0:
         return "is the API server up, and does --kubeconfig (or KUBECONFIG) name it?"

@@ -88,10 +88,18 @@ class KubeClient(Kube):
         self._session = aiohttp.ClientSession(connector=connector)
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None = None, *, user_agent: str, request_seconds: float = 30.0) -> Self:
+    async def connect(
+        cls,
+        kubeconfig: Path | None = None,
+        *,
+        user_agent: str,
+        request_seconds: float = 30.0,
+        context: str | None = None,
+    ) -> Self:
         """Read the configuration: ``kubeconfig``, else ``$KUBECONFIG``, else the pod's own, else ``~/.kube/config``.
 
-        Makes no request. Raises KubeError when there is no usable configuration.
+        ``context``: one of the file's, in place of its current one. Makes no request. Raises KubeError when there is no
+        usable configuration.
         """
         # Importing these costs 0.4 s: only what really talks to an API pays for it.
         from kubernetes.aio import config
@@ -107,7 +115,7 @@ class KubeClient(Kube):
         try:
             if path:
                 loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
-                    config_file=path, client_configuration=configuration, persist_config=False
+                    config_file=path, context=context, client_configuration=configuration, persist_config=False
                 )
             else:
                 config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
