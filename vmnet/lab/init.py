@@ -27,6 +27,7 @@ from vmnet.lab.control import Body
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
 from vmnet.lab.guest import probe
+from vmnet.lab.kubelet import components
 from vmnet.lab.nodes import Held
 from vmnet.lab.processes import Processes, Specification, Status, python_module
 
@@ -42,7 +43,6 @@ RIGHTS: Final = (
     DEPLOY / "admission",
 )
 """What the components may do, and what they may not: the lab's run with a cluster's rights, as its service accounts."""
-SYSTEM: Final = "vmnet-system"
 AGENT: Final = DEPLOY / "agent" / "daemonset.yaml"
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
@@ -276,7 +276,7 @@ class Supervisor:
         return [
             word
             for account, process in accounts.items()
-            for word in ("--account", f"{SYSTEM}/{account}={self._directory.account(process)}")
+            for word in ("--account", f"{components.NAMESPACE}/{account}={self._directory.account(process)}")
         ]
 
     def _kubeconfig(self, process: str) -> str:
@@ -323,7 +323,12 @@ class Supervisor:
             (
                 "controller",
                 python_module(
-                    "vmnet.cmd", "controller", "--kubeconfig", self._kubeconfig("controller"), *self._webhook()
+                    "vmnet.cmd",
+                    "controller",
+                    *("--kubeconfig", self._kubeconfig("controller")),
+                    # As in a cluster, where a kubelet asks it.
+                    *("--metrics-address", f"0.0.0.0:{components.CONTROLLER_PORT}"),
+                    *self._webhook(),
                 ),
             ),
             ("virt", python_module("vmnet.lab.virt", "controller", "--kubeconfig", inner)),

@@ -17,6 +17,8 @@ from vmnet.kube.events import Recorder
 from vmnet.kube.watch import ListWatch
 from vmnet.lab import cgroups, topology
 from vmnet.lab.directory import ENVIRONMENT_VARIABLE, LabDirectory
+from vmnet.lab.kubelet import components
+from vmnet.lab.kubelet.components import ComponentPods
 from vmnet.lab.kubelet.network import Network, NetworkError
 from vmnet.lab.kubelet.node import NodeReporter
 from vmnet.lab.kubelet.pods import Node, PodWorker, remove_leftover
@@ -62,7 +64,7 @@ class Kubelet:
             gone = self._workers.get(old["metadata"]["uid"])
             if gone is not None:
                 gone.vanish()
-        if new is None:
+        if new is None or components.ANNOTATION in (new["metadata"].get("annotations") or {}):
             return
         uid = new["metadata"]["uid"]
         worker = self._workers.get(uid)
@@ -126,9 +128,13 @@ async def run(arguments: argparse.Namespace) -> None:
     )
     informer = ListWatch(kube, PODS, fields=f"spec.nodeName={arguments.node}")
     kubelet = Kubelet(node, informer)
+    ours = ComponentPods(kube, directory, arguments.node, arguments.address, components.NAMESPACE)
     reporter = NodeReporter(kube, arguments.node, arguments.address, arguments.port, network, arguments.pod_cidr)
     runner = web.AppRunner(
-        KubeletServer(kubelet.worker, token_of(arguments.kubeconfig)).application(),
+        KubeletServer(
+            lambda namespace, name: ours.find(namespace, name) or kubelet.worker(namespace, name),
+            token_of(arguments.kubeconfig),
+        ).application(),
         handle_signals=False,
         shutdown_timeout=1,
         access_log=None,
@@ -141,6 +147,7 @@ async def run(arguments: argparse.Namespace) -> None:
             scope.service(informer.run(), "watch pods")
             scope.service(reporter.run(), "report the node")
             scope.service(kubelet.run(), "run pods")
+            scope.service(ours.run(), "show the lab's processes as pods")
             await stop.wait()
     finally:
         await runner.cleanup()

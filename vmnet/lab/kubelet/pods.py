@@ -141,10 +141,12 @@ class PodWorker:
         self._gone = True
         self._wake.set()
 
-    @property
-    def sandbox(self) -> Sandbox | None:
-        """The running sandbox, for exec."""
-        return self._sandbox
+    def runs(self, container: str) -> bool:
+        """Whether a container runs."""
+        sandbox = self._sandbox
+        return sandbox is not None and any(
+            state.exit is None for key, state in sandbox.containers.items() if key.rpartition(".")[0] == container
+        )
 
     def log_path(self, container: str) -> Path:
         """Both outputs of a container, of all its runs."""

@@ -16,13 +16,14 @@ import struct
 import termios
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import yaml
 from aiohttp import WSMsgType, web
 
+from vmnet.kube.api import Object
+from vmnet.lab.errors import LabError
 from vmnet.lab.kubelet.environment import Unresolvable
-from vmnet.lab.kubelet.pods import PodWorker
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,40 @@ CHUNK: Final = 32 * 1024
 POLL: Final = 0.2
 """How often a log that is followed is looked at."""
 
-FindWorker = Callable[[str, str], PodWorker | None]
+
+class RunningPod(Protocol):
+    """What the server asks of a pod: the kubelet's own, or one that stands for a process of the lab."""
+
+    @property
+    def pod(self) -> Object:
+        """The API's object."""
+        ...
+
+    def log_path(self, container: str) -> Path:
+        """Both outputs of a container, of all its runs."""
+        ...
+
+    def runs(self, container: str) -> bool:
+        """Whether the container runs."""
+        ...
+
+    @property
+    def entering(self) -> tuple[str, ...]:
+        """Words before a command that shall run in the pod."""
+        ...
+
+    def container_environment(self, container: str) -> Mapping[str, str]:
+        """What exec into a container sees. Raises Unresolvable, LabError."""
+        ...
+
+
+FindPod = Callable[[str, str], RunningPod | None]
 
 
 class KubeletServer:
     """HTTP handlers. ``token``: what the API server proves itself with; without one every request is refused."""
 
-    def __init__(self, find: FindWorker, token: str | None) -> None:
+    def __init__(self, find: FindPod, token: str | None) -> None:
         self._find = find
         self._token = token
 
@@ -59,8 +87,8 @@ class KubeletServer:
         response: web.StreamResponse = await handler(request)
         return response
 
-    def _container(self, request: web.Request) -> tuple[PodWorker, str] | web.Response:
-        """The worker and the container that a request means, or the refusal."""
+    def _container(self, request: web.Request) -> tuple[RunningPod, str] | web.Response:
+        """The pod and the container that a request means, or the refusal."""
         namespace, name = request.match_info["namespace"], request.match_info["name"]
         worker = self._find(namespace, name)
         if worker is None:
@@ -87,17 +115,10 @@ class KubeletServer:
         offset = _tail_offset(path, int(request.query.get("tailLines", -1)))
         limit = int(request.query.get("limitBytes", 0)) or None
         follow = request.query.get("follow") in ("true", "1")
-        async for data in _read(path, offset, limit, lambda: follow and self._runs(worker, container)):
+        async for data in _read(path, offset, limit, lambda: follow and worker.runs(container)):
             await response.write(data)
         await response.write_eof()
         return response
-
-    def _runs(self, worker: PodWorker, container: str) -> bool:
-        """Whether more can come: the container runs, or will be restarted."""
-        sandbox = worker.sandbox
-        return sandbox is not None and any(
-            state.exit is None for key, state in sandbox.containers.items() if key.rpartition(".")[0] == container
-        )
 
     async def exec(self, request: web.Request) -> web.StreamResponse:
         """``kubectl exec``."""
@@ -105,9 +126,8 @@ class KubeletServer:
         if isinstance(found, web.Response):
             return found
         worker, container = found
-        sandbox = worker.sandbox
         words = request.query.getall("command", [])
-        if sandbox is None or not self._runs(worker, container):
+        if not worker.runs(container):
             return _failure(500, "InternalError", f"container not running ({container})")
         if not words:
             return _failure(400, "BadRequest", "you must specify at least 1 command for the container")
@@ -115,7 +135,7 @@ class KubeletServer:
             return _failure(400, "BadRequest", "exec needs a websocket upgrade")
         try:
             environment = worker.container_environment(container)
-        except Unresolvable as error:
+        except (Unresolvable, LabError) as error:
             return _failure(500, "InternalError", str(error))
         socket = web.WebSocketResponse(protocols=PROTOCOLS, max_msg_size=1 << 22, autoclose=False)
         await socket.prepare(request)
