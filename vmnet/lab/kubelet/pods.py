@@ -141,8 +141,13 @@ class PodWorker:
         self._gone = True
         self._wake.set()
 
+    @property
+    def sandbox(self) -> Sandbox | None:
+        """The running sandbox."""
+        return self._sandbox
+
     def runs(self, container: str) -> bool:
-        """Whether a container runs."""
+        """Whether a container runs, for logs and exec."""
         sandbox = self._sandbox
         return sandbox is not None and any(
             state.exit is None for key, state in sandbox.containers.items() if key.rpartition(".")[0] == container
