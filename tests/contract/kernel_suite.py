@@ -2,9 +2,11 @@
 
 import asyncio
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 from vmnet.kernel.api import Gone, Kernel
 from vmnet.kernel.linux import LinuxKernel
@@ -424,11 +426,16 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     await kernel.close()
 
 
+# Where this runs in a container, the node's mount namespace.
+MOUNTS = Path(sys.argv[1]) if __name__ == "__main__" and sys.argv[1:] else None
+
+
 def _make_pod(path: str) -> None:
     name = path.rpartition("/")[2]
-    subprocess.run(["ip", "netns", "add", name], check=True)
+    enter = ["nsenter", f"--mount={MOUNTS}"] if MOUNTS else []
+    subprocess.run([*enter, "ip", "netns", "add", name], check=True)
     subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(suite(LinuxKernel, _make_pod))
+    asyncio.run(suite(lambda: LinuxKernel(MOUNTS), _make_pod))

@@ -3,18 +3,56 @@
 The controller's roles have a test of their own (``tests/contract/test_deploy_roles.py``).
 """
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vmnet.lab import manifests
+from vmnet.lab import container, manifests
 from vmnet.lab.apiserver.audit import read, used
+from vmnet.lab.init import AGENT as AGENT_MANIFEST
+from vmnet.lab.init import CONTROLLER as CONTROLLER_MANIFEST
 from vmnet.model import names
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 SYSTEM = "vmnet-system"
 AGENT = f"system:serviceaccount:{SYSTEM}:vmnet-agent"
 OURS = (AGENT, f"system:serviceaccount:{SYSTEM}:vmnet-controller")
+
+
+CAPABILITIES = {  # linux/capability.h
+    "NET_BIND_SERVICE": 10,
+    "NET_ADMIN": 12,
+    "NET_RAW": 13,
+    "SYS_CHROOT": 18,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+}
+
+
+@pytest.mark.parametrize("manifest", [AGENT_MANIFEST, CONTROLLER_MANIFEST], ids=lambda path: str(path.parent.name))
+async def test_processes_have_what_their_manifests_say_and_no_more(world: Any, manifest: Path) -> None:
+    context = container.context_of(*container.container_of(manifest))
+    kept = sum(1 << CAPABILITIES[name] for name in container.capabilities_of(context))
+    processes = [
+        process
+        for process in (await world.lab.status())["processes"]
+        if process["name"].split("-")[0] == manifest.parent.name
+    ]
+    assert processes
+    for process in processes:
+        seen = (await world.lab.exec("fabric", ["cat", f"/proc/{process['pid']}/status"])).stdout
+        status = dict(re.findall(r"^(\w+):\s+(.*)$", seen, re.MULTILINE))
+        assert {int(user) for user in status["Uid"].split()} == {context["runAsUser"]}
+        assert {int(status[name], 16) for name in ("CapBnd", "CapEff", "CapPrm")} == {kept}
+        assert (int(status["CapInh"], 16), int(status["CapAmb"], 16)) == (0, 0)
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        mounts = (await world.lab.exec("fabric", ["cat", f"/proc/{process['pid']}/mountinfo"])).stdout
+        writable = {line.split()[4]: "rw" in line.split()[5].split(",") for line in mounts.splitlines()}
+        assert not writable["/"]
+        assert not writable["/proc/sys"]
+        assert writable["/tmp"]
 
 
 async def test_agents_use_all_that_they_may_and_nobody_is_refused(healthy: Any) -> None:

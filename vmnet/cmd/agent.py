@@ -38,7 +38,7 @@ async def run(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     kube = await KubeClient.connect(configuration.shared.kubeconfig, user_agent="vmnet-agent")
-    kernel = LinuxKernel()
+    kernel = LinuxKernel(configuration.agent.node_mounts)
     try:
         agent = Agent(configuration, kernel, kube, Stores.watching(kube))
         runner = web.AppRunner(metrics.application(agent.not_ready, agent.networks), access_log=None)

@@ -46,6 +46,8 @@ class Call:
 
     netns: str | None
     function: Callable[[], Any]
+    node: bool = False
+    """With the node's mounts: what it writes must be the node's."""
 
 
 @dataclass(slots=True)
@@ -111,11 +113,12 @@ def render(op: Op) -> tuple[Step | Call, ...]:
     """Batch lines and calls of one operation, in order."""
     match op:
         case ops.CreateNamespace(namespace):
-            return (_ip(None, f"netns add {namespace}"), _ip(namespace, "link set dev lo up"))
+            added = Call(None, partial(namespaces.add, namespace), node=True)
+            return (added, _ip(namespace, "link set dev lo up"))
         case ops.DeleteNamespace(namespace):
-            return (_ip(None, f"netns del {namespace}", tolerant=True),)
+            return (Call(None, partial(namespaces.remove, namespace), node=True),)
         case ops.SetSysctls(namespace, values):
-            return (Call(_path(namespace), partial(_write_sysctls, values)),)
+            return (Call(_path(namespace), partial(_write_sysctls, values), node=True),)
         case ops.CreateBridge(namespace, name, mac, mtu):
             return (
                 _ip(
@@ -278,7 +281,7 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     # Plugins that route by a link-local neighbour (Calico) do not tell it: the route that they made does.
     untold = tuple(address.version for address, via in op.default_addresses if via is None)
     steps: list[Step | Call] = [
-        Call(op.netns, partial(_write_sysctls, sysctls)),
+        Call(op.netns, partial(_write_sysctls, sysctls), node=True),
         *([Call(op.netns, partial(_keep_default_routes, op.default_interface, untold))] if untold else []),
         *([Step(plain, op.netns, tuple(stale), tolerant=True)] if stale else []),
         Step(plain, op.netns, tuple(up)),

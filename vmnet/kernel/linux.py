@@ -55,10 +55,15 @@ LIST_CHAINS: Final = ["nft", "-j", "list", "chains"]
 
 
 class LinuxKernel(Kernel):
-    """Speaks iproute2 and nftables in batches: one program run for each run of operations of a kind and namespace."""
+    """Speaks iproute2 and nftables in batches: one program run for each run of operations of a kind and namespace.
 
-    def __init__(self) -> None:
+    ``mounts`` is the node's mount namespace (a /proc/…/ns/mnt file) where this process, in a container, has another
+    one; what is mounted on the node's ``/run/netns`` must be seen in both.
+    """
+
+    def __init__(self, mounts: Path | None = None) -> None:
         self._worker = Worker()
+        self._node = Worker(mounts)
 
     async def observe_node(self) -> NodeState:
         """Uplink MTU, joins, our namespaces."""
@@ -285,8 +290,9 @@ class LinuxKernel(Kernel):
         return await self._open(namespace, partial(packets.tcp_socket, family))
 
     async def close(self) -> None:
-        """End the worker thread."""
+        """End the worker threads."""
         self._worker.close()
+        self._node.close()
 
     # Running
 
@@ -312,7 +318,7 @@ class LinuxKernel(Kernel):
 
     async def _call(self, op: Op, step: commands.Call) -> None:
         try:
-            await self._worker.run(step.netns, step.function)
+            await (self._node if step.node else self._worker).run(step.netns, step.function)
         except FileNotFoundError as error:
             raise Gone(f"{op}: {error}", op=op, errno=error.errno or 0) from error
         except OSError as error:

@@ -1,18 +1,28 @@
-"""Network namespaces: where they are, and a thread that goes into them."""
+"""Network namespaces: where they are, how they are made, and a thread that goes into them."""
 
 import asyncio
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from vmnet.model.names import NamespaceName
 
 DIRECTORY: Final = Path("/run/netns")
+CLONE_FS: Final = 0x00000200
+CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWNET: Final = 0x40000000
 """linux/sched.h."""
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_SHARED: Final = 1 << 20
+MNT_DETACH: Final = 2
+"""linux/mount.h."""
+_THREAD: Final = "/proc/thread-self/ns/net"
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -22,28 +32,75 @@ def path_of(namespace: NamespaceName) -> Path:
     return DIRECTORY / namespace
 
 
-class Worker:
-    """One thread that runs short functions inside network namespaces. The event loop's thread never leaves its own."""
+def add(namespace: NamespaceName) -> None:
+    """Make a network namespace, as ``ip netns add`` does: its file keeps it. Raises OSError.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns", initializer=self._remember)
+    The calling thread is in the new namespace afterwards.
+    """
+    path = path_of(namespace)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        _mount(None, path.parent, MS_SHARED | MS_REC)
+    except OSError as error:
+        # Not a mount of its own yet; who first makes a namespace makes it one, or namespaces would be mounted twice.
+        if error.errno != errno.EINVAL:
+            raise
+        _mount(path.parent, path.parent, MS_BIND | MS_REC)
+        _mount(None, path.parent, MS_SHARED | MS_REC)
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        _check(_LIBC.unshare(CLONE_NEWNET), "unshare")
+        _mount(Path(_THREAD), path, MS_BIND)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def remove(namespace: NamespaceName) -> None:
+    """Take away the file that keeps a network namespace. Raises OSError, not when there is none."""
+    path = path_of(namespace)
+    with suppress(OSError):  # a file that nothing is mounted on
+        _check(_LIBC.umount2(os.fsencode(path), MNT_DETACH), f"unmount {path}")
+    path.unlink(missing_ok=True)
+
+
+class Worker:
+    """One thread that runs short functions inside network namespaces. The event loop's thread never leaves its own.
+
+    With ``mounts`` (a /proc/…/ns/mnt file) the thread sees the files of that mount namespace: in a container
+    ``/run/netns`` and ``/proc/sys`` are not the node's, or cannot be written. Nothing may be imported or executed by it
+    then.
+    """
+
+    def __init__(self, mounts: Path | None = None) -> None:
+        self._mounts = mounts
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns")
         self._home = -1
 
-    def _remember(self) -> None:
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    def _begin(self) -> None:
+        if self._mounts is not None:
+            descriptor = os.open(self._mounts, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # Only who shares root and working directory with nobody may change mount namespaces.
+                _check(_LIBC.unshare(CLONE_FS), "unshare")
+                _check(_LIBC.setns(descriptor, CLONE_NEWNS), f"setns {self._mounts}")
+            finally:
+                os.close(descriptor)
+        self._home = os.open(_THREAD, os.O_RDONLY | os.O_CLOEXEC)
 
     async def run(self, netns: str | None, function: Callable[[], Any]) -> Any:
         """Result of ``function`` in the namespace at path ``netns`` (None: the own one). Raises OSError."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, netns, function)
 
     def _run(self, netns: str | None, function: Callable[[], Any]) -> Any:
-        if netns is None:
-            return function()
-        descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _enter(descriptor)
-        finally:
-            os.close(descriptor)
+        if self._home < 0:
+            self._begin()
+        if netns is not None:
+            descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _enter(descriptor)
+            finally:
+                os.close(descriptor)
         try:
             return function()
         finally:
@@ -58,6 +115,14 @@ class Worker:
 
 
 def _enter(descriptor: int) -> None:
-    if _LIBC.setns(descriptor, CLONE_NEWNET):
+    _check(_LIBC.setns(descriptor, CLONE_NEWNET), "setns")
+
+
+def _mount(source: Path | None, target: Path, flags: int) -> None:
+    _check(_LIBC.mount(os.fsencode(source or "none"), os.fsencode(target), None, flags, None), f"mount on {target}")
+
+
+def _check(result: int, what: str) -> None:
+    if result:
         number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number)}")
+        raise OSError(number, f"{what}: {os.strerror(number)}")

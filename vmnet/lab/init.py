@@ -44,6 +44,9 @@ RIGHTS: Final = (
 )
 """What the components may do, and what they may not: the lab's run with a cluster's rights, as its service accounts."""
 AGENT: Final = DEPLOY / "agent" / "daemonset.yaml"
+CONTROLLER: Final = DEPLOY / "controller" / "deployment.yaml"
+CREDENTIALS: Final = "/tmp/kubeconfig"
+"""Where a confined process has its credentials, which it alone can read."""
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
 CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"
@@ -322,10 +325,10 @@ class Supervisor:
             ("controllers", python_module("vmnet.lab.controllers", "--kubeconfig", inner)),
             (
                 "controller",
-                python_module(
-                    "vmnet.cmd",
+                self._confined(
+                    CONTROLLER,
                     "controller",
-                    *("--kubeconfig", self._kubeconfig("controller")),
+                    "controller",
                     # As in a cluster, where a kubelet asks it.
                     *("--metrics-address", f"0.0.0.0:{components.CONTROLLER_PORT}"),
                     *self._webhook(),
@@ -345,6 +348,12 @@ class Supervisor:
                 if component not in self._without:
                     group.create_task(self._start(specification))
 
+    def _confined(self, manifest: Path, process: str, *words: str) -> tuple[str, ...]:
+        """A component of ours, as the container that its manifest describes."""
+        secret = f"{self._kubeconfig(process)}={CREDENTIALS}"
+        started = python_module("vmnet.lab.container", str(manifest), "--secret", secret, "--")
+        return (*started, *python_module("vmnet.cmd", *words, "--kubeconfig", CREDENTIALS))
+
     def _webhook(self) -> tuple[str, ...]:
         """The controller's options. An API server of another cluster cannot reach it here."""
         if self._external:
@@ -355,10 +364,13 @@ class Supervisor:
     def _node_components(self, host: topology.Host, kubeconfig: str) -> list[tuple[str, Specification]]:
         node = ("--node-name", host.name, "--kubeconfig", kubeconfig)
         node_words = ("--node", host.name, "--kubeconfig", kubeconfig)
-        agent = _confinement() + python_module(
-            "vmnet.cmd",
+        agent = self._confined(
+            AGENT,
+            f"agent-{host.name}",
             "agent",
-            *("--node-name", host.name, "--kubeconfig", self._kubeconfig(f"agent-{host.name}")),
+            *("--node-name", host.name),
+            # In a cluster it is that of the node's process 1.
+            *("--node-mounts", f"/proc/{self._held[host.name].pid}/ns/mnt"),
             "--metrics-address",
             f"{host.ipv4}:{topology.METRICS_PORT}",
             "--localnet",
@@ -499,15 +511,6 @@ class Supervisor:
     async def _command_stop(self, _: Mapping[str, Any]) -> Body:
         self._stop.set()
         return {}
-
-
-def _confinement() -> tuple[str, ...]:
-    """What a cluster's agents are started by: it gives capabilities away."""
-    (container,) = yaml.safe_load(AGENT.read_text())["spec"]["template"]["spec"]["containers"]
-    *words, program = container["command"]
-    if program != "vmnet":
-        raise LabError(f"{AGENT} starts {program}, not vmnet")
-    return tuple(words)
 
 
 def _files(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWPID: Final = 0x20000000
@@ -16,6 +17,8 @@ MS_BIND: Final = 0x1000
 MS_MOVE: Final = 0x2000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
 MNT_DETACH: Final = 2
 
 _PR_SET_PDEATHSIG: Final = 1

@@ -67,6 +67,8 @@ def prepare(name: str, directory: LabDirectory) -> None:
     if Path("/etc/resolv.conf").exists():
         namespaces.bind(resolver, Path("/etc/resolv.conf").resolve())
     private_run(directory.path)
+    # As systemd makes it on a node: containers follow what is mounted in /run/netns.
+    namespaces.mount("none", "/run", flags=namespaces.MS_SHARED)
     topology.set_sysctls(name)
 
 

@@ -522,6 +522,13 @@ class Agent(_Section):
         "--localnet",
         shape="map",
     )
+    node_mounts: Path | None = option(
+        FilePath(),
+        None,
+        "the node's mount namespace, where the agent has one of its own, as in a container that is not privileged;"
+        " networks' namespaces are made, and switches of the kernel set, in it",
+        "--node-mounts",
+    )
     kubelet_cgroup: str | None = option(
         Text(re.compile(r"(/[^\0\n]*)?"), "PATH", "a path from the root of the control groups, or empty"),
         None,
