@@ -406,6 +406,21 @@ async def suite(make: Callable[[], Kernel], make_pod: Callable[[str], None]) -> 
     assert state.moved == frozenset()
     assert planner.plan(desired, state) == ()
 
+    # Tunnels of another UDP port; a second look finds them right, and a third one the first port again.
+    for number in (8472, names.VXLAN_PORT):
+        elsewhere = replace(desired, vxlan_port=number)
+        assert planner.displaced(elsewhere, None) == ()
+        await kernel.apply(planner.displaced(elsewhere, state))
+        await kernel.apply(planner.plan(elsewhere, await kernel.observe_network(namespace)))
+        state = await kernel.observe_network(namespace)
+        assert state is not None
+        assert {state.links[tunnel].port for tunnel in (names.VXLAN_L2, names.VXLAN_L3)} == {number}
+        assert planner.displaced(elsewhere, state) == planner.plan(elsewhere, state) == ()
+        assert set(firewall.chains_of(name)) <= state.chains
+        assert name in state.standby
+        await kernel.apply(node_planner.plan(await kernel.observe_node(), vxlan_port=number))
+        assert node_planner.plan(await kernel.observe_node(), vxlan_port=number) == ()
+
     # Sockets belong to the namespace.
     opened_socket = await kernel.packet_socket(namespace, names.BRIDGE, udp_ports=(67, 547))
     opened_socket.close()

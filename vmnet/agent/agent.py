@@ -129,13 +129,15 @@ class Agent:
             sources=sources,
             on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
             localnets=dict(own.localnets),
+            vxlan_port=own.udp_port_for_vxlan,
             on_observed=self._defaults.observed,
             default_services=self._services.default_addresses,
             on_node_tables=datagrams.follow_node,
         )
         self._credentials = Credentials(kube, self._node_name)
         holds = Holds(kernel)
-        self._peers = Peers(self._credentials, Departures(kernel, self._cluster, self._networks, holds).answer)
+        departures = Departures(kernel, self._cluster, self._networks, holds)
+        self._peers = Peers(self._credentials, departures.answer, own.tcp_port_for_agents)
         self._arrivals = Arrivals(kernel, self._cluster, self._networks, self._peers, holds)
         self._cut_overs = CutOvers(kernel, kube, self._cluster, self._networks, self._announcer, self._arrivals)
         multus = Multus(Mode(own.multus), own.cni_configurations)

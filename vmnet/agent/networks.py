@@ -12,7 +12,7 @@ from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPNetwork
 from vmnet.model.endpoint import Endpoint, Home, Join, LocalPort, Node, NodeNetwork, PortState, RemoteEndpoint
-from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
+from vmnet.model.names import VXLAN_PORT, InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role
 from vmnet.plan import edge, firewall, health, ops
 from vmnet.plan import network as network_plan
@@ -85,6 +85,7 @@ class Networks:
         sources: tuple[TableSource, ...] = (),
         on_attached: Callable[[str], None] = lambda network: None,
         localnets: Mapping[str, str] | None = None,
+        vxlan_port: int = VXLAN_PORT,
         on_observed: Callable[[NodeState], None] = lambda state: None,
         default_services: Callable[[], Collection[IPAddress]] = tuple,
         on_node_tables: Callable[[], Awaitable[None]] | None = None,
@@ -94,6 +95,7 @@ class Networks:
         self._on_node_tables = on_node_tables
         self.node_name = node_name
         self._localnets = dict(localnets or {})
+        self._vxlan_port = vxlan_port
         self._kernel = kernel
         self._cluster = cluster
         self._services = services
@@ -152,6 +154,7 @@ class Networks:
         tables = () if self._adopting else self._node_tables()
         found = node_plan.plan(
             replace(state, tables={}) if self._adopting else state,
+            vxlan_port=self._vxlan_port,
             vteps=vteps,
             networks=present | self._joins.keys(),
             pods={subnet for node in self._cluster.nodes() for subnet in node.pods},
@@ -321,6 +324,10 @@ class Networks:
             created = observed is None
             observed = observed or NetworkState(network.namespace)
             desired = await self._desired(network, observed)
+            if found := network_plan.displaced(desired, None if created else observed):
+                log.warning("network %s: tunnels of another port than %d are made anew", name, self._vxlan_port)
+                await self._kernel.apply(found)
+                observed = await self._kernel.observe_network(network.namespace) or NetworkState(network.namespace)
             gone = [link.name for link in observed.ports() if link.name not in {p.endpoint.port for p in desired.ports}]
             if not desired.ports and not demanded and not await self._draining(network):
                 await self._leave(network)
@@ -627,6 +634,7 @@ class Networks:
             former=tuple(sorted(former, key=lambda other: other.name)),
             bridge=bridge[0] if bridge else None,
             bridge_mtu=bridge[1] if bridge else 0,
+            vxlan_port=self._vxlan_port,
         )
 
     async def _orphaned(self, network: Network, observed: NetworkState | None) -> None:

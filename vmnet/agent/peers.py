@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
+from vmnet.model import names
 from vmnet.model.endpoint import Node
 from vmnet.wire import handover
 from vmnet.wire.handover import Message
 
 log = logging.getLogger(__name__)
 
-PORT: Final = 9466
 CONNECT_SECONDS: Final = 3.0
 WRITE_SECONDS: Final = 5.0
 INCOMING_LIMIT: Final = 64
@@ -95,12 +95,14 @@ Handler = Callable[[Link], Awaitable[None]]
 class Peers:
     """The other nodes' agents."""
 
-    def __init__(self, contexts: Contexts, handler: Handler) -> None:
+    def __init__(self, contexts: Contexts, handler: Handler, port: int = names.PEERS_PORT) -> None:
+        """``port``: where agents answer, on every node the same."""
         self._contexts = contexts
         self._handler = handler
+        self._port = port
         self._incoming: set[asyncio.Task[Any]] = set()
 
-    async def serve(self, address: str, port: int = PORT) -> None:
+    async def serve(self, address: str) -> None:
         """Answer others until cancelled; begins once there is a certificate."""
         while True:
             context = self._contexts.server
@@ -111,7 +113,7 @@ class Peers:
                 server = await asyncio.start_server(
                     self._come,
                     address,
-                    port,
+                    self._port,
                     ssl=context,
                     ssl_handshake_timeout=CONNECT_SECONDS,
                     limit=handover.LINE_LIMIT,
@@ -122,7 +124,7 @@ class Peers:
                 # Migrations do without; the node's other affairs must go on.
                 log.error("other agents are not answered: %s", error)
                 await asyncio.sleep(_PATIENCE_SECONDS)
-        log.info("other agents are answered at %s port %d", address, port)
+        log.info("other agents are answered at %s port %d", address, self._port)
         try:
             async with server:
                 await server.serve_forever()
@@ -149,7 +151,7 @@ class Peers:
             await link.close()
 
     @asynccontextmanager
-    async def dial(self, node: Node, port: int = PORT) -> AsyncIterator[Link]:
+    async def dial(self, node: Node) -> AsyncIterator[Link]:
         """A connection to a node's agent, and to no other's. Raises Away."""
         context = self._contexts.client
         if context is None:
@@ -157,7 +159,7 @@ class Peers:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(
-                    str(node.address), port, ssl=context, limit=handover.LINE_LIMIT
+                    str(node.address), self._port, ssl=context, limit=handover.LINE_LIMIT
                 )
         except (OSError, TimeoutError) as error:
             raise Away(f"agent of {node.name}: {error or 'no answer'}") from error

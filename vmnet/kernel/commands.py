@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vmnet.kernel import namespaces
 from vmnet.model.addresses import IPAddress, IPNetwork
-from vmnet.model.names import VXLAN_PORT, InterfaceName, NamespaceName
+from vmnet.model.names import InterfaceName, NamespaceName
 from vmnet.plan import ops
 from vmnet.plan.ops import Op
 
@@ -127,7 +127,7 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                     f"link set dev {name} addrgenmode none",
                 ),
             )
-        case ops.CreateVxlan(namespace, name, vni, local, mtu, mac, learning):
+        case ops.CreateVxlan(namespace, name, vni, local, mtu, mac, learning, port):
             temporary = f"vmx{vni}"
             address = f" address {mac}" if mac else ""
             learns = "learning" if learning else "nolearning"
@@ -136,7 +136,7 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                 _ip(
                     None,
                     f"link add name {temporary}{address} mtu {mtu}"
-                    f" type vxlan id {vni} local {local} dstport {VXLAN_PORT} {learns}",
+                    f" type vxlan id {vni} local {local} dstport {port} {learns}",
                     f"link set dev {temporary} netns {_path(namespace)} name {name}",
                 ),
                 # A device that changes namespaces forgets this.

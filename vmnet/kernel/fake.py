@@ -239,8 +239,8 @@ class FakeKernel(Kernel):
         match op:
             case ops.CreateBridge(_, name, mac, mtu):
                 links[name] = LinkState(name, mac, mtu, up=False, kind="bridge")
-            case ops.CreateVxlan(_, name, _, _, mtu, mac):
-                links[name] = LinkState(name, mac or MacAddress(""), mtu, up=False, kind="vxlan")
+            case ops.CreateVxlan(_, name, _, _, mtu, mac, _, port):
+                links[name] = LinkState(name, mac or MacAddress(""), mtu, up=False, kind="vxlan", port=port)
             case ops.CreateLocalnet(_, _, network_end, bridge, mtu, _):
                 if bridge not in self.node.bridges:
                     raise Gone(f"device {bridge} is gone", op=op)
@@ -261,6 +261,8 @@ class FakeKernel(Kernel):
             case ops.DeleteLink(_, interface):
                 links.pop(interface, None)
                 fdb = {entry for entry in fdb if entry.interface != interface}
+                if interface == names.VXLAN_L2:
+                    floods = set()
                 if interface == names.VXLAN_L3:
                     routers, tunnels = {}, {}
                     over_rt0 = {destination: via for destination, via in over_rt0.items() if via is None}
@@ -375,6 +377,8 @@ def _loaded(state: NetworkState, script: str) -> NetworkState:
                 tables[identity] = tuple(mark for mark in marks if mark != digest)
             elif digest not in marks:
                 tables[identity] = (*marks, digest)
+        elif line == f"delete table {firewall.TABLE}":
+            sets, chains = {}, set()
         elif match := _REMOVE_TABLE.match(line):
             tables.pop(match.group(1), None)
         elif match := _ELEMENT.match(line):

@@ -378,6 +378,7 @@ def _link(link: dict[str, Any]) -> LinkState:
         master=InterfaceName(link["master"]) if "master" in link else None,
         alias=link.get("ifalias", ""),
         addresses=frozenset(_interfaces(link)),
+        port=int(link.get("linkinfo", {}).get("info_data", {}).get("port", 0)),
     )
 
 

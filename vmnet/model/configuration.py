@@ -493,6 +493,20 @@ class Agent(_Section):
         "--service-range",
         shape="list",
     )
+    udp_port_for_vxlan: int = option(
+        Integer(1, 65535, "PORT"),
+        names.VXLAN_PORT,
+        "UDP port of the tunnels between nodes, the same on all of them; where it is another one than before, the agent"
+        " makes its node's tunnels anew, and hears no node that has not changed yet",
+        "--vxlan-port",
+    )
+    tcp_port_for_agents: int = option(
+        Integer(1, 65535, "PORT"),
+        names.PEERS_PORT,
+        "TCP port of the node's address at which agents hand over connections of machines that migrate, the same on"
+        " all nodes",
+        "--peers-port",
+    )
     cni_socket: Path = option(
         FilePath(), Path(names.CNI_SOCKET), "Unix socket on which the CNI plugin reaches the agent", "--cni-socket"
     )

@@ -154,3 +154,5 @@ class NodeNetwork:
     bridge: InterfaceName | None = None
     """Localnet: the node's own bridge that carries the segment."""
     bridge_mtu: int = 0
+    vxlan_port: int = names.VXLAN_PORT
+    """UDP port of the tunnels, the same on all nodes."""

@@ -95,6 +95,8 @@ LOCALNET_PREFIX: Final = "vml"
 JOIN_PREFIX: Final = "vmj"
 """Node ends of join veths begin with it."""
 VXLAN_PORT: Final = 4789
+PEERS_PORT: Final = 9466
+"""TCP port at which agents answer each other."""
 """RFC 7348 section 4.1."""
 L3_VNI_BIT: Final = 1 << 23
 HOME_MARK: Final = 1 << 24

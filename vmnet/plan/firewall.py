@@ -15,6 +15,8 @@ from vmnet.model.network import GATEWAY_LINK_LOCAL, Network
 
 TABLE: Final = "netdev vmnet"
 NODE_TABLE: Final = "inet vmnet"
+NETWORK_REMOVAL: Final = f"add table {TABLE}\ndelete table {TABLE}\n"
+"""Takes a network's own table away, if it is there."""
 
 _SETS: Final = """\
   set standby { type ifname; }
@@ -317,6 +319,7 @@ delete table {NODE_TABLE}
 table {NODE_TABLE} {{
   set vteps4 {{ type ipv4_addr; }}
   set vteps6 {{ type ipv6_addr; }}
+  set tunnels {{ type inet_service; }}
   set vnis {{ typeof @th,96,24; }}
   set ways4 {{ typeof ip saddr . iif; {_SHORT_LIVED} size 4096; }}
   set ways6 {{ typeof ip6 saddr . iif; {_SHORT_LIVED} size 4096; }}
@@ -360,13 +363,13 @@ table {NODE_TABLE} {{
   }}
   chain input {{
     type filter hook input priority filter - 10; policy accept;
-    udp dport {names.VXLAN_PORT} @th,96,24 @vnis jump vxlan
+    udp dport @tunnels @th,96,24 @vnis jump vxlan
     iifname "{names.JOIN_PREFIX}*" goto to_node
   }}
   chain forward {{
     type filter hook forward priority filter - 10; policy accept;
-    udp dport {names.VXLAN_PORT} ip daddr @vteps4 drop
-    udp dport {names.VXLAN_PORT} ip6 daddr @vteps6 drop
+    udp dport @tunnels ip daddr @vteps4 drop
+    udp dport @tunnels ip6 daddr @vteps6 drop
     iifname "{names.JOIN_PREFIX}*" goto from_network
   }}
   chain into_network {{
@@ -381,13 +384,13 @@ table {NODE_TABLE} {{
 """
 
 
-NODE_SETS: Final = frozenset({"vteps4", "vteps6", "vnis", "pods4", "pods6", "services4", "services6"})
+NODE_SETS: Final = frozenset({"vteps4", "vteps6", "tunnels", "vnis", "pods4", "pods6", "services4", "services6"})
 NODE_CHAINS: Final = frozenset({"vxlan", "into_network", "input", "forward", "postrouting"})
 
 
 def node_elements_script(missing: Mapping[str, Iterable[str]], stale: Mapping[str, Iterable[str]]) -> str:
-    """Bring the node's sets in step: ``vteps`` hold the other nodes, ``vnis`` this node's networks', ``pods`` the
-    default network's subnets, ``services`` the addresses that every network may ask."""
+    """Bring the node's sets in step: ``vteps`` hold the other nodes, ``tunnels`` VXLAN's port, ``vnis`` this node's
+    networks', ``pods`` the default network's subnets, ``services`` the addresses that every network may ask."""
     lines = [
         f"{verb} element {NODE_TABLE} {name} {{ {', '.join(sorted(elements))} }}"
         # In this order, for a subnet may give way to one that holds it.

@@ -115,6 +115,22 @@ def plan(
     return tuple(found)
 
 
+def displaced(desired: NodeNetwork, observed: NetworkState | None) -> tuple[Op, ...]:
+    """Operations that take away tunnels of another UDP port, which cannot be changed, and the table that hangs on them.
+
+    Nothing where the port is right. Look again before ``plan``: it makes all of it anew.
+    """
+    links = observed.links.values() if observed is not None else ()
+    stale = [link.name for link in links if link.kind == "vxlan" and link.port != desired.vxlan_port]
+    if not stale:
+        return ()
+    namespace = desired.network.namespace
+    return (
+        *(ops.DeleteLink(namespace, name) for name in stale),
+        ops.LoadFirewall(namespace, firewall.NETWORK_REMOVAL),
+    )
+
+
 def load_tables(
     namespace: NamespaceName | None, observed: Mapping[str, Marks], tables: Sequence[Table], held: Held
 ) -> Iterable[Op]:
@@ -295,10 +311,13 @@ def _links(desired: NodeNetwork, state: NetworkState) -> Iterable[Op]:
         mine, bridge_mtu = names.localnet_interface(network.id), desired.bridge_mtu or desired.mtu
         yield ops.CreateLocalnet(namespace, mine, names.VXLAN_L2, desired.bridge, bridge_mtu, network.vlan)
     elif network.stretched and network.overlaid and names.VXLAN_L2 not in state.links:
-        yield ops.CreateVxlan(namespace, names.VXLAN_L2, network.l2_vni, desired.node.address, desired.mtu)
+        local, port = desired.node.address, desired.vxlan_port
+        yield ops.CreateVxlan(namespace, names.VXLAN_L2, network.l2_vni, local, desired.mtu, port=port)
     if _has_transit(desired) and names.VXLAN_L3 not in state.links:
-        local, mac = desired.node.address, desired.node.router_mac
-        yield ops.CreateVxlan(namespace, names.VXLAN_L3, network.l3_vni, local, desired.mtu, mac, learning=False)
+        local, mac, port = desired.node.address, desired.node.router_mac, desired.vxlan_port
+        yield ops.CreateVxlan(
+            namespace, names.VXLAN_L3, network.l3_vni, local, desired.mtu, mac, learning=False, port=port
+        )
     if network.joined and names.UPLINK not in state.links:
         yield ops.CreateJoin(namespace, names.join_interface(network.id), names.UPLINK, desired.mtu)
     if network.routed:

@@ -32,6 +32,7 @@ def plan(
     observed: NodeState,
     pools: Sequence[IPv4Network | IPv6Network] = (JOIN_IPV4, JOIN_IPV6),
     *,
+    vxlan_port: int = names.VXLAN_PORT,
     vteps: Collection[IPAddress] = (),
     networks: Collection[NetworkId] = (),
     pods: Collection[IPNetwork] = (),
@@ -41,15 +42,17 @@ def plan(
 ) -> tuple[Op, ...]:
     """Operations that let networks leave by the node; empty when they can.
 
-    ``vteps``: underlay addresses of the *other* nodes; only they may speak VXLAN for ``networks``, those that are on
-    this node or about to be. ``pods``: subnets of the default network; ``services``: addresses that networks may ask.
-    To be planned again whenever one of these changes. ``tables``: what else the node's own namespace shall hold.
+    ``vteps``: underlay addresses of the *other* nodes; only they may speak VXLAN, at UDP port ``vxlan_port``, for
+    ``networks``, those that are on this node or about to be. ``pods``: subnets of the default network; ``services``:
+    addresses that networks may ask. To be planned again whenever one of these changes. ``tables``: what else the
+    node's own namespace shall hold.
     """
     wanted = {
         "vteps4": {str(item) for item in vteps if item.version == 4},
         "vteps6": {str(item) for item in vteps if item.version == 6},
         **{f"pods{version}": _subnets(pods, version) for version in (4, 6)},
         **{f"services{version}": {str(item) for item in services if item.version == version} for version in (4, 6)},
+        "tunnels": {str(vxlan_port)},
         "vnis": {str(vni) for number in networks for vni in (number, number | names.L3_VNI_BIT)},
     }
     present = {name: set(observed.sets.get(name, ())) if observed.prepared else set() for name in wanted}

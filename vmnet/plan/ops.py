@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork
-from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
+from vmnet.model.names import VXLAN_PORT, InterfaceName, MacAddress, NamespaceName
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class CreateVxlan:
     mtu: int
     mac: MacAddress | None = None
     learning: bool = True
+    port: int = VXLAN_PORT
 
 
 @dataclass(frozen=True, slots=True)

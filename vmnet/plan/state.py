@@ -23,6 +23,8 @@ class LinkState:
     master: InterfaceName | None = None
     alias: str = ""
     addresses: frozenset[IPInterface] = frozenset()
+    port: int = 0
+    """UDP port of a ``vxlan``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from vmnet.agent import carry
 from vmnet.agent.carry import Arrivals, Departures, Holds
 from vmnet.agent.credentials import Credentials, signing_request
 from vmnet.agent.facts import Attachment
-from vmnet.agent.peers import PORT, Away, Link, Peers
+from vmnet.agent.peers import Away, Link, Peers
 from vmnet.controller import agent_certificates
 from vmnet.kernel.fake import FakeKernel
 from vmnet.model import names
@@ -157,7 +157,7 @@ async def listens(node: Node) -> None:
     async with asyncio.timeout(60):
         while True:
             try:
-                _, writer = await asyncio.open_connection(str(node.address), PORT)
+                _, writer = await asyncio.open_connection(str(node.address), names.PEERS_PORT)
             except OSError:
                 await asyncio.sleep(0.01)
                 continue

@@ -1,6 +1,8 @@
 """The manifests: complete, pointing at each other, current, and no broader than the code."""
 
 import functools
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ VERBS = {"get", "list", "watch", "create", "update", "patch", "delete", "deletec
 HOOKS = {"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
 POLICIES = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 CLUSTER = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", *HOOKS, *POLICIES}
-NOT_MANIFESTS = {"kustomization.yaml", "install.yaml"}
+NOT_MANIFESTS = {"kustomization.yaml", "install.yaml", "ports.yaml"}
 
 
 @functools.cache
@@ -219,6 +221,21 @@ def test_an_agent_is_not_privileged_and_keeps_few_capabilities() -> None:
     mounts = pod["containers"][0]["volumeMounts"]
     assert {mount["mountPropagation"] for mount in mounts if "mountPropagation" in mount} == {"HostToContainer"}
     assert "/run/netns" in [mount["mountPath"] for mount in mounts if "mountPropagation" in mount]
+
+
+def test_every_port_is_written_once(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    path = tmp_path / "deploy" / "base" / "ports.yaml"
+    ports = {name: int(text) for name, text in yaml.safe_load(path.read_text())["data"].items()}
+    text = path.read_text()
+    for number in ports.values():
+        text = text.replace(f'"{number}"', f'"{number + 20000}"')
+    path.write_text(text)
+    found = manifests.rendered(tmp_path / "deploy")
+    for name, number in ports.items():
+        assert f"{number + 20000}" in found, name
+        assert not re.search(rf"\b{number}\b", found), name
+    assert "vmnet-ports" not in found
 
 
 def test_no_other_pods_reach_ours_but_where_they_may() -> None:

@@ -17,7 +17,7 @@ def having(number: int, address: str) -> NodeState:
 
 
 def test_a_prepared_node_is_left_alone() -> None:
-    assert node.plan(NodeState(prepared=True)) == ()
+    assert node.plan(NodeState(prepared=True, sets={"tunnels": frozenset({"4789"})})) == ()
     assert any(isinstance(op, ops.LoadFirewall) for op in node.plan(NodeState()))
 
 
@@ -34,19 +34,24 @@ def test_only_other_nodes_speak_for_the_networks_of_this_one() -> None:
     for line in ("vteps4 { 172.30.0.12 }", "vteps6 { fd00:30::13 }", "vnis { 1, 8388609 }"):
         assert f"add element inet vmnet {line}" in script
     # A tenant's datagrams leave with this node's own address, so they are stopped before they leave.
-    assert "udp dport 4789 ip daddr @vteps4 drop" in script
+    assert "udp dport @tunnels ip daddr @vteps4 drop" in script
+    assert "add element inet vmnet tunnels { 4789 }" in script
 
 
 def test_the_sets_follow_the_nodes_and_networks() -> None:
     sets = {
         "vteps4": frozenset({"172.30.0.12"}),
         "vteps6": frozenset({"fd00:30::13"}),
+        "tunnels": frozenset({"4789"}),
         "vnis": frozenset({"1", "8388609"}),
     }
     state = NodeState(prepared=True, sets=sets)
     assert node.plan(state, vteps=OTHERS, networks={ONE}) == ()
     assert loaded(node.plan(state, vteps=OTHERS[1:], networks={ONE, TWO})) == (
         "delete element inet vmnet vteps4 { 172.30.0.12 }\nadd element inet vmnet vnis { 2, 8388610 }\n"
+    )
+    assert loaded(node.plan(state, vteps=OTHERS, networks={ONE}, vxlan_port=8472)) == (
+        "delete element inet vmnet tunnels { 4789 }\nadd element inet vmnet tunnels { 8472 }\n"
     )
 
 
