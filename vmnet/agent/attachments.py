@@ -71,8 +71,10 @@ class Attachments:
         multus: Multus,
         defaults: DefaultInterfaces,
         not_ready: Callable[[], str | None] = lambda: None,
+        broken: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``not_ready`` says why the node's datapath is not in place, None when it is."""
+        """``not_ready`` says why the node's datapath is not in place, None when it is; ``broken``, whether pods that are
+        attached already feel something."""
         self._kube = kube
         self._cluster = cluster
         self._networks = networks
@@ -82,6 +84,7 @@ class Attachments:
         self._multus = multus
         self._defaults = defaults
         self._not_ready = not_ready
+        self._broken = broken
 
     async def handle(self, request: Request) -> Answer:
         """One request. Raises CniError."""
@@ -92,7 +95,8 @@ class Attachments:
                 raise CniError(Code.NOT_AVAILABLE, "the agent has not read the cluster's state yet")
             reason = self._not_ready()
             if reason is not None:
-                raise CniError(Code.NOT_AVAILABLE, "the node's datapath is not in place", reason)
+                code = Code.LIMITED_CONNECTIVITY if self._broken() else Code.NOT_AVAILABLE
+                raise CniError(code, "the node's datapath is not in place", reason)
             return call.success()
         try:
             async with asyncio.timeout(ALLOCATION_TIMEOUT):

@@ -90,7 +90,7 @@ async def run(arguments: argparse.Namespace) -> int:
     try:
         informers = {resource: ListWatch(kube, resource, optional=resource in _MAY_BE_ABSENT) for resource in WATCHED}
         cluster = Cluster(informers)
-        controller = Controller(kube, cluster)
+        controller = Controller(kube, cluster, namespace=namespace)
         identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
         elector = Elector(kube, namespace=namespace, name=LEASE, identity=identity)
         lost = False

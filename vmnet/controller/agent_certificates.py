@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 SECRET: Final = "vmnet-agents"  # noqa: S105
 LIFETIME: Final = timedelta(days=7)
 IDENTITY: Final = "vmnet://agent/"
-ACCOUNT: Final = "vmnet-agent"
+ACCOUNT: Final = names.AGENT_ACCOUNT
 _NODE_NAME: Final = "authentication.kubernetes.io/node-name"
 _ADMINISTRATORS: Final = "system:masters"
 _USAGES: Final = frozenset({"digital signature", "client auth", "server auth"})

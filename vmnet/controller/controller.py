@@ -56,7 +56,15 @@ _PATIENCE_SECONDS: Final = 1.0
 class Controller:
     """Everything the leader does. ``run`` once; a process that lost its lease starts anew."""
 
-    def __init__(self, kube: Kube, cluster: Cluster, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        cluster: Cluster,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        namespace: str = names.SYSTEM_NAMESPACE,
+    ) -> None:
+        """``namespace``: where controllers and agents run."""
+        self._namespace = namespace
         self.ready = asyncio.Event()
         """Set once every address and number that is written down is taken over."""
         self._kube = kube
@@ -65,7 +73,7 @@ class Controller:
         events = Recorder(kube, names.FIELD_MANAGER_CONTROLLER, now=now)
         self._waiting = waiting = WaitingRoom()
         self.ledger.released = waiting.call
-        self.nodes = NodeReconciler(kube, cluster, self.ledger, events)
+        self.nodes = NodeReconciler(kube, cluster, self.ledger, events, namespace)
         self.networks = NetworkReconciler(kube, cluster, self.ledger, events, now)
         self.pods = PodReconciler(kube, cluster, self.ledger, events, waiting, now=now)
         self.machines = MachineReconciler(kube, cluster, events)
@@ -204,6 +212,8 @@ class Controller:
             # Not the heartbeats of kubelet.
             self._add("node", item)
             self._waiting.call(node_group(object_key(item)))
+        elif (old.get("spec") or {}).get("taints") != (new.get("spec") or {}).get("taints"):
+            self._add("node", new)
 
     def _udn_changed(self, old: Object | None, new: Object | None) -> None:
         self._add("udn", new or old)
@@ -302,6 +312,8 @@ class Controller:
         if item is None:
             return
         self._add("pod", item)
+        if (node := objects.node_of(item)) and self._namespace == objects.namespace_of(item) and objects.is_agent(item):
+            self.queues["node"].add(node)
         if old is None or new is None or _renetworked(old, new):
             self._slices_of(objects.namespace_of(item), str(item["metadata"]["name"]))
         if self.networks.blocked and (old is None or new is None or not objects.alive(new) or _renetworked(old, new)):

@@ -1,4 +1,5 @@
-"""Nodes: a number for each, which its routers' transit addresses follow from, and its parts of Layer3 networks."""
+"""Nodes: a number for each, which its routers' transit addresses follow from, its parts of Layer3 networks, and the
+taint that keeps pods away until its agent is ready."""
 
 import logging
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ NUMBERING_FAILED: Final = "ErrorNumberingNode"
 class NodeReconciler:
     """Keyed by node name. The only one who writes on Nodes, so that one write carries all that there is to say."""
 
-    def __init__(self, kube: Kube, cluster: Cluster, ledger: Ledger, events: Recorder) -> None:
+    def __init__(self, kube: Kube, cluster: Cluster, ledger: Ledger, events: Recorder, namespace: str) -> None:
+        """``namespace``: where the agents' pods are."""
+        self._namespace = namespace
         self._kube = kube
         self._cluster = cluster
         self._ledger = ledger
@@ -61,11 +64,18 @@ class NodeReconciler:
         held = self._held(key, written or {})
         if held != written:
             wanted[names.NODE_SUBNETS_ANNOTATION] = parts.encode_parts(held) if held else None
-        if not wanted:
+        taints = (node.get("spec") or {}).get("taints") or []
+        kept = [taint for taint in taints if taint.get("key") != names.NODE_TAINT]
+        admitted = len(kept) < len(taints) and self._agent_is_ready(key)
+        if not wanted and not admitted:
             self._looked_at.add(key)
             return None
         metadata = node["metadata"]
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": wanted}}
+        body: Object = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": wanted}}
+        if admitted:
+            # Nobody else's taint is lost: the write fails when the node has changed meanwhile.
+            body["spec"] = {"taints": kept}
+            log.info("node %s: its agent is ready, so pods may come", key)
         try:
             await self._kube.patch(NODES, metadata["name"], body)
         except NotFound:
@@ -76,6 +86,12 @@ class NodeReconciler:
                 metrics.LEFT_OVERS.labels("annotation").inc(len((written or {}).keys() - held.keys()))
             self._looked_at.add(key)
         return None
+
+    def _agent_is_ready(self, node: str) -> bool:
+        return any(
+            objects.is_agent(pod) and objects.node_of(pod) == node and objects.ready(pod)
+            for pod in self._cluster.pods(self._namespace)
+        )
 
     def _held(self, key: str, written: Mapping[str, Parts]) -> dict[str, Parts]:
         """Parts of all networks that there are; what nobody has asked about since this process began stays as it is."""

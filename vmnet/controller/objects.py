@@ -71,6 +71,17 @@ def host_network(pod: Object) -> bool:
     return bool((pod.get("spec") or {}).get("hostNetwork"))
 
 
+def is_agent(pod: Object) -> bool:
+    """A pod of the agents' service account."""
+    return (pod.get("spec") or {}).get("serviceAccountName") == names.AGENT_ACCOUNT
+
+
+def ready(pod: Object) -> bool:
+    """Living, and its condition Ready is true."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return alive(pod) and any(item.get("type") == "Ready" and item.get("status") == "True" for item in conditions)
+
+
 def is_launcher(pod: Object) -> bool:
     """True for pods that hold a virtual machine."""
     return labels(pod).get(names.LAUNCHER_LABEL) == names.LAUNCHER_LABEL_VALUE

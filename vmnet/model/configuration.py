@@ -446,7 +446,7 @@ class Controller(_Section):
 
     namespace: str = option(
         Text(_NAMESPACE, "NAMESPACE", "the name of a namespace"),
-        "vmnet-system",
+        names.SYSTEM_NAMESPACE,
         "where the leader's lease, the certificates' secrets and the webhook's Service are",
         "--namespace",
     )

@@ -65,6 +65,8 @@ class Node:
         self.kernel, self.kube, self.synced = FakeKernel(), FakeKube(), asyncio.Event()
         self.kernel.make_pod(NETNS)
         self.synced.set()
+        self.missing: str | None = None
+        self.broken = False
         self.multus = Multus(mode, directory)
         self.defaults = DefaultInterfaces(self.kernel, self.kube, api.informers, api.cluster, "n1", lambda: None)
         self.networks = Networks(
@@ -89,6 +91,8 @@ class Node:
             self.synced,
             self.multus,
             self.defaults,
+            lambda: self.missing,
+            lambda: self.broken,
         )
 
     def pod(self, **more: Any) -> None:
@@ -276,6 +280,13 @@ async def test_add_waits_for_what_is_not_there_and_says_what_that_is(
     assert "has not shown this pod" in (await node.refusal(Command.ADD, previous=DEFAULT)).message
     node.synced.clear()
     assert (await node.refusal(Command.STATUS)).code == Code.NOT_AVAILABLE
+    node.synced.set()
+    node.missing = "a table is gone"
+    assert (await node.refusal(Command.STATUS)).code == Code.NOT_AVAILABLE
+    node.broken = True
+    error = await node.refusal(Command.STATUS)
+    assert (error.code, error.details) == (Code.LIMITED_CONNECTIVITY, "a table is gone")
+    node.synced.clear()
     assert "cannot read the cluster" in (await node.refusal(Command.ADD, previous=DEFAULT)).message
 
 

@@ -276,3 +276,39 @@ async def test_a_machine_on_a_layer3_network_stays_where_it_is(world: Any) -> No
         # It starts anew there once it has ended here.
         world.finish(source)
         assert await allocated(world, "target") == ["103.103.1.3/24"]
+
+
+async def test_a_new_node_takes_pods_when_its_agent_is_ready(world: Any) -> None:
+    others = {"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"}
+    for name in ("n1", "n2"):
+        world.node(name)
+        taints = [{"key": names.NODE_TAINT, "effect": "NoSchedule"}, others]
+        await world.kube.patch(NODES, name, {"spec": {"taints": taints}})
+
+    def agent(name: str, namespace: str, account: str, ready: str, node: str = "n1") -> Any:
+        conditions = [{"type": "Ready", "status": ready}]
+        return {
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"nodeName": node, "serviceAccountName": account},
+            "status": {"phase": "Running", "conditions": conditions},
+        }
+
+    def taints(node: str) -> list[str]:
+        return [taint["key"] for taint in world.kube.peek(NODES, node)["spec"]["taints"]]
+
+    both = [names.NODE_TAINT, others["key"]]
+    world.kube.seed(PODS, agent("somebody-elses", "red", names.AGENT_ACCOUNT, "True"))
+    world.kube.seed(PODS, agent("no-agent", names.SYSTEM_NAMESPACE, "vmnet-controller", "True"))
+    world.kube.seed(PODS, agent("agent", names.SYSTEM_NAMESPACE, names.AGENT_ACCOUNT, "False"))
+    async with world.controller() as controller:
+        await world.until(lambda: world.number("n1") and world.number("n2"))
+        await world.settled(controller)
+        assert taints("n1") == taints("n2") == both
+        status = agent("agent", names.SYSTEM_NAMESPACE, names.AGENT_ACCOUNT, "True")["status"]
+        await world.kube.patch(PODS, "agent", {"status": status}, names.SYSTEM_NAMESPACE, subresource="status")
+        await world.until(lambda: taints("n1") == [others["key"]])
+        await world.settled(controller)
+        assert taints("n2") == both
+        # A node whose agent was ready before the node was tainted.
+        await world.kube.patch(NODES, "n1", {"spec": {"taints": [{"key": names.NODE_TAINT, "effect": "NoExecute"}]}})
+        await world.until(lambda: taints("n1") == [])
