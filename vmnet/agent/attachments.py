@@ -73,8 +73,8 @@ class Attachments:
         not_ready: Callable[[], str | None] = lambda: None,
         broken: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``not_ready`` says why the node's datapath is not in place, None when it is; ``broken``, whether pods that are
-        attached already feel something."""
+        """``not_ready`` says why the node's datapath is not in place, None when it is; ``broken``, whether pods that
+        are attached already may feel something."""
         self._kube = kube
         self._cluster = cluster
         self._networks = networks
