@@ -87,3 +87,13 @@ async def test_agents_use_all_that_they_may_and_nobody_is_refused(healthy: Any) 
     excess, lack = sorted(rights - asked), sorted(asked - rights)
     assert not excess, f"granted, but not used: {excess}"
     assert not lack, f"used, but not granted by a rule of its own: {lack}"
+
+
+async def test_a_node_whose_agent_is_ready_loses_the_taint_that_it_was_born_with(world: Any) -> None:
+    await world.lab.kubectl("taint", "node", "n2", f"{names.NODE_TAINT}=true:NoSchedule")
+
+    async def gone() -> bool:
+        taints = (await world.get("node", "n2"))["spec"].get("taints") or []
+        return names.NODE_TAINT not in [taint["key"] for taint in taints]
+
+    await world.until("the controller takes the taint away", gone)
