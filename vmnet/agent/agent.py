@@ -20,12 +20,14 @@ from vmnet.agent.datagrams import Datagrams
 from vmnet.agent.default_interfaces import DefaultInterfaces
 from vmnet.agent.guests import GuestServices
 from vmnet.agent.health_checks import HealthChecks
+from vmnet.agent.inspection import Inspection
 from vmnet.agent.multus import Mode, Multus
 from vmnet.agent.name_queries import NameQueries
 from vmnet.agent.networks import Networks, NotReady, TableSource
 from vmnet.agent.peers import Peers
 from vmnet.agent.policy_tables import PolicyTables
 from vmnet.agent.responder import Names, Responders
+from vmnet.agent.self_report import SelfReport
 from vmnet.agent.self_test import SelfTest
 from vmnet.agent.service_tables import ServiceTables
 from vmnet.agent.services import AddressService, NameService
@@ -113,7 +115,6 @@ class Agent:
             ttl=dns.ttl,
             log_queries=dns.log_queries,
         )
-        self._queries = NameQueries(dns.socket, self._responders)
         self._announcer = Announcer(kernel, domain, on_moved=self._moved)
         datagrams = Datagrams(kernel, self._services.datagrams, self._services.ways)
         self._networks = Networks(
@@ -176,6 +177,24 @@ class Agent:
             else None
         )
         self._server = CniServer(own.cni_socket, self._attachments.handle)
+        report = SelfReport(
+            kernel,
+            self._networks,
+            self._self_test,
+            stores,
+            {
+                "network": self._network_queue,
+                "machine": self._machine_queue,
+                "names": self._name_queue,
+                "node": self._node_queue,
+            },
+            missing=self.missing,
+            chained=None if self._conflist is None else self._conflist.described,
+        )
+        self._inspection = Inspection(
+            dns.socket,
+            {"status": report.answer, "dns": NameQueries(self._responders).answer},
+        )
 
     def not_ready(self) -> str | None:
         """Why the node's datapath is not in place, a line for each reason; None when it is."""
@@ -210,7 +229,7 @@ class Agent:
                     tasks.service(store.run(), f"watch {store.resource.plural}")
                 # Calls wait inside until the state is read: a shim that connects now need not poll.
                 await self._server.start()
-                await self._queries.start()
+                await self._inspection.start()
                 await self._start()
                 tasks.service(
                     work(
@@ -250,7 +269,7 @@ class Agent:
                 await asyncio.Event().wait()
         finally:
             await self._server.close()
-            await self._queries.close()
+            await self._inspection.close()
             await self._cut_overs.close()
             await self._arrivals.close()
             self._announcer.close()

@@ -85,6 +85,12 @@ class Conflist:
         self._told: object = None
         self.problem: str | None = None if remove else "the CNI plugin is not chained yet"
         """Why pods are not made with this plugin now, None when they are."""
+        self.path: Path | None = None
+        """The configuration that pods are made by, as of the last look; None before there is one."""
+
+    def described(self) -> dict[str, str | None]:
+        """For an administrator: which configuration, and what is in the way."""
+        return {"path": str(self.path) if self.path is not None else None, "problem": self.problem}
 
     async def run(self) -> None:
         """Follow the directory until cancelled."""
@@ -202,6 +208,7 @@ class Conflist:
                 if chain.is_multus(body):
                     multus = multus or (path, body)
                     continue
+                self.path = path
                 if chain.is_list(body):
                     problem = self._put(path, text, body)
                     if problem is None:

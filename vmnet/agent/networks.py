@@ -176,6 +176,10 @@ class Networks:
         """Names of the networks that are on this node, or whose pods are."""
         return frozenset(self._rendered) | {endpoint.network for endpoint in self._ports.values()}
 
+    def attached(self, name: str) -> tuple[Endpoint, ...]:
+        """Endpoints that have ports here, of one network."""
+        return tuple(endpoint for endpoint in self._ports.values() if endpoint.network == name)
+
     def present(self, name: str) -> Network | None:
         """A network as it is on this node; None when it is not."""
         return self._rendered.get(name)

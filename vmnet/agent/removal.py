@@ -16,7 +16,11 @@ from vmnet.plan import network as network_plan
 from vmnet.plan import node as node_plan
 from vmnet.plan.state import NetworkState, NodeState
 
-_FILES: Final = (Path(names.CNI_SOCKET).name, BY_PATH["dns.socket"].default.name, Path(DELETED_DIRECTORY).name)
+_FILES: Final = (
+    Path(names.CNI_SOCKET).name,
+    BY_PATH["dns.socket"].default.name,
+    Path(DELETED_DIRECTORY).name,
+)
 _MOST_NAMED: Final = 10
 
 

@@ -1,15 +1,14 @@
 """``vmnet dns query``: what a network is answered, and where the answer comes from."""
 
 import argparse
-import asyncio
 import json
 import sys
 from pathlib import Path
 from typing import Any, Final
 
+from vmnet.inspect.local import ask
 from vmnet.model.configuration import BY_PATH
 
-SECONDS: Final = 15.0
 ELSEWHERE: Final = """\
 The agent of a node that has the network answers. Which nodes have pods of it, and the agent's pod there:
   kubectl get pods -A -o wide
@@ -41,13 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     query.add_argument("--type", "-t", default="A", help="A, AAAA, SRV, PTR, … (%(default)s)")
     query.add_argument("--output", "-o", choices=("text", "json"), default="text", help="%(default)s")
     query.add_argument(
-        "--socket", type=Path, default=BY_PATH["dns.socket"].default, help="the agent's socket (%(default)s)"
+        "--socket",
+        type=Path,
+        default=BY_PATH["dns.socket"].default,
+        help="the agent's socket (%(default)s)",
     )
 
 
 async def run(arguments: argparse.Namespace) -> int:
     """Ask, print. Exit status 1 where the name has no records of that type. Raises OSError when no agent is there."""
-    found = await ask(arguments.socket, arguments.network, arguments.name, arguments.type)
+    question = {"network": arguments.network, "name": arguments.name, "type": arguments.type}
+    try:
+        found = await ask(arguments.socket, "dns", question)
+    except OSError as error:
+        raise OSError(f"{error}\n{ELSEWHERE}") from error
     if "error" in found:
         print(f"vmnet dns: {found['error']}", file=sys.stderr)
         if found.get("elsewhere"):
@@ -55,26 +61,6 @@ async def run(arguments: argparse.Namespace) -> int:
         return 2
     print(json.dumps(found, indent=2) if arguments.output == "json" else text(found))
     return 0 if found["answers"] else 1
-
-
-async def ask(path: Path, network: str, name: str, kind: str) -> dict[str, Any]:
-    """One question to the agent. Raises OSError."""
-    try:
-        async with asyncio.timeout(SECONDS):
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            try:
-                writer.write(json.dumps({"network": network, "name": name, "type": kind}).encode() + b"\n")
-                line = await reader.readline()
-            finally:
-                writer.close()
-    except TimeoutError as error:
-        raise OSError(f"the agent at {path} did not answer") from error
-    except OSError as error:
-        raise OSError(f"no agent at {path}: {error.strerror or error}\n{ELSEWHERE}") from error
-    if not line:
-        raise OSError(f"the agent at {path} closed the connection")
-    found: dict[str, Any] = json.loads(line)
-    return found
 
 
 def text(found: dict[str, Any]) -> str:

@@ -52,6 +52,11 @@ COMMANDS: Final = (
         "vmnet.cmd.uninstall",
         "takes the CNI plugin out of this node, and says what it has to leave",
     ),
+    Command(
+        "status",
+        "vmnet.cmd.status",
+        "every component, node and network: what is broken, why, and the next step",
+    ),
     Command("migration", "vmnet.cmd.migration", "what live migrations did to their machines' network"),
     Command("dns", "vmnet.cmd.dns", "what a network's DNS answers, and why (on a node)"),
     Command("config", "vmnet.cmd.config", "what can be decided, what is decided and by whom"),
@@ -64,6 +69,7 @@ examples:
   vmnet lab up                                    a lab that stays
   vmnet lab kubectl -- get pods -A                kubectl, talking to it
   vmnet lab console blue -n blue-namespace        the serial console of a VM (ctrl-] leaves)
+  vmnet status --wait                             until every component, node and network is well
   vmnet migration list                            every machine's last migration, and what it cost
   vmnet config show                               every option's value, who decided it, what it means
   vmnet controller --kubeconfig ~/.kube/config    the controller, outside a cluster

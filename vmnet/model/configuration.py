@@ -587,7 +587,12 @@ class Dns(_Section):
         unit="seconds",
     )
     log_queries: bool = option(Boolean(), False, "one line of log for every query", "--log-dns-queries", switch=True)
-    socket: Path = option(FilePath(), Path("/run/vmnet/dns.sock"), "Unix socket for vmnet dns query", "--dns-socket")
+    socket: Path = option(
+        FilePath(),
+        Path("/run/vmnet/agent.sock"),
+        "Unix socket on which commands on the node ask the agent: vmnet dns query, vmnet status --local",
+        "--dns-socket",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class KeyedQueue:
         self._running: set[str] = set()
         self._again: set[str] = set()
         self._failures: dict[str, int] = {}
+        self._why: dict[str, str] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
@@ -61,9 +62,10 @@ class KeyedQueue:
             timer.cancel()
         self._timers[key] = loop.call_later(seconds, self._due, key)
 
-    def retry(self, key: str) -> float:
+    def retry(self, key: str, why: str = "") -> float:
         """Work on ``key`` again after its back-off, which grows with every call until ``forget``. Returns the delay."""
         self._failures[key] = self._failures.get(key, 0) + 1
+        self._why[key] = why
         delay = self._backoff.delay(self._failures[key], self._chance())
         self.add_after(key, delay)
         return delay
@@ -71,6 +73,11 @@ class KeyedQueue:
     def forget(self, key: str) -> None:
         """``key`` succeeded: its next failure waits the shortest delay again."""
         self._failures.pop(key, None)
+        self._why.pop(key, None)
+
+    def failing(self) -> dict[str, tuple[int, str]]:
+        """Keys whose last work failed: how often in a row, and why."""
+        return {key: (count, self._why.get(key, "")) for key, count in self._failures.items()}
 
     def failures(self, key: str) -> int:
         """Failures of ``key`` in a row."""
@@ -127,7 +134,7 @@ async def work(
             again = await reconcile(key)
         except Exception as error:
             result = "error"
-            delay = queue.retry(key)
+            delay = queue.retry(key, str(error) or type(error).__name__)
             if isinstance(error, expected):
                 log.info("%s %s: %s; again in %.1f s", kind, key, error, delay)
             else:

@@ -47,7 +47,7 @@ async def test_the_answer_and_where_it_comes_from(tmp_path: Path, capsys: pytest
     server, asked = await answering(path, FOUND)
     async with server:
         assert await run(path, "-t", "AAAA") == 0
-        assert asked == [{"network": "happy", "name": "ext.red.svc.cluster.local", "type": "AAAA"}]
+        assert asked == [{"ask": "dns", "network": "happy", "name": "ext.red.svc.cluster.local", "type": "AAAA"}]
         told = capsys.readouterr().out
         assert "cached: asked of the world before" in told
         assert "answered by: 10.0.0.53:53, 10 s ago" in told
