@@ -57,6 +57,11 @@ COMMANDS: Final = (
         "vmnet.cmd.status",
         "every component, node and network: what is broken, why, and the next step",
     ),
+    Command(
+        "sysdump",
+        "vmnet.cmd.sysdump",
+        "one redacted archive: status, objects, logs, metrics and kernels, for whoever looks for a fault",
+    ),
     Command("migration", "vmnet.cmd.migration", "what live migrations did to their machines' network"),
     Command("dns", "vmnet.cmd.dns", "what a network's DNS answers, and why (on a node)"),
     Command("config", "vmnet.cmd.config", "what can be decided, what is decided and by whom"),

@@ -45,6 +45,7 @@ _TEXT_RULES: Final = (
         None,
     ),
 )
+_QUOTED: Final = re.compile(r"(\\*[\"']).*?(\\*[\"'])", re.DOTALL)
 
 
 def redact_object(item: Object) -> Object:
@@ -99,4 +100,6 @@ def _without_value(match: re.Match[str]) -> str:
     if not separator.strip("\\\"' \t\n") and not name.startswith("-"):
         # Prose ("token 17 expired") unless it is an option's name.
         return match.group()
-    return f"{name}{separator}{REDACTED}"
+    # Quotes stay, so that JSON stays JSON.
+    quoted = _QUOTED.fullmatch(value)
+    return f"{name}{separator}" + (f"{quoted[1]}{REDACTED}{quoted[2]}" if quoted is not None else REDACTED)

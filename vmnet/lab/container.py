@@ -25,6 +25,8 @@ from vmnet.lab.errors import LabError
 
 PROGRAM: Final = "vmnet"
 TEMPORARY: Final = Path("/tmp")
+CREDENTIALS: Final = "/tmp/kubeconfig"
+"""Where a confined process has its credentials, which it alone can read."""
 READ_ONLY: Final = ("/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq")
 """What runtimes let nobody write who is not privileged."""
 REFUSED: Final[Mapping[str, tuple[str, ...]]] = {

@@ -23,6 +23,7 @@ from typing import Any, Final
 import yaml
 
 from vmnet.lab import cgroups, control, kubectl, namespaces, nodes, topology
+from vmnet.lab.container import CREDENTIALS
 from vmnet.lab.control import Body
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
@@ -45,8 +46,6 @@ RIGHTS: Final = (
 """What the components may do, and what they may not: the lab's run with a cluster's rights, as its service accounts."""
 AGENT: Final = DEPLOY / "agent" / "daemonset.yaml"
 CONTROLLER: Final = DEPLOY / "controller" / "deployment.yaml"
-CREDENTIALS: Final = "/tmp/kubeconfig"
-"""Where a confined process has its credentials, which it alone can read."""
 CRDS: Final = (REPOSITORY / "deploy" / "crds", Path(__file__).parent / "data" / "crds")
 COMPONENTS: Final = ("apiserver", "controllers", "controller", "agent", "kubelet", "proxy", "dns", "virt", "outside")
 CLUSTER_DNS: Final = Path(__file__).parent / "data" / "cluster-dns.yaml"

@@ -82,6 +82,12 @@ def test_no_text_keeps_a_secret(text: str) -> None:
     assert REDACTED in found
 
 
+def test_json_stays_json() -> None:
+    found = json.loads(redact_text(json.dumps({"a": {"password": SECRET}, "b": json.dumps({"token": SECRET})})))
+    assert found["a"] == {"password": REDACTED}
+    assert json.loads(found["b"]) == {"token": REDACTED}
+
+
 def test_what_an_engineer_needs_stays() -> None:
     item = {
         "kind": "Pod",

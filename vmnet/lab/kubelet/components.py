@@ -18,11 +18,13 @@ import yaml
 
 from vmnet.kube.api import NODES, PODS, AlreadyExists, Kube, KubeError, NotFound, Object, PatchType
 from vmnet.lab import cgroups, control, topology
+from vmnet.lab.container import CREDENTIALS
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
 from vmnet.lab.kubelet import status
 from vmnet.lab.kubelet.sandbox import ContainerState
 from vmnet.lab.kubelet.status import Observed
+from vmnet.lab.processes import python_module
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +119,18 @@ class ComponentPod:
 
     @property
     def entering(self) -> tuple[str, ...]:
-        """Words before a command that shall run beside the process; never in the kubelet's own control group."""
+        """Words before a command that shall run as the manifest's container; never in the kubelet's control group."""
         pods = cgroups.pods()
         own = pods / self.component.process if pods is not None else None
-        return (*cgroups.entering(own if own is not None and cgroups.make(own) else None), *self.component.entering)
+        account = self.directory.account(self.component.process)
+        # An external API's clients are all who gave us its kubeconfig.
+        secret = f"{account if account.exists() else self.directory.inner_kubeconfig}={CREDENTIALS}"
+        confined = python_module("vmnet.lab.container", str(self.component.manifest), "--secret", secret, "--")
+        group = cgroups.entering(own if own is not None and cgroups.make(own) else None)
+        return (*group, *self.component.entering, *confined)
 
     def container_environment(self, container: str) -> Mapping[str, str]:
-        """The process's own, and the account that it has. Raises LabError when it has ended."""
+        """The process's own, with the account that it has. Raises LabError when it has ended."""
         if self.process is None:
             raise LabError(f"process {self.component.process} was not started")
         try:
@@ -131,8 +138,7 @@ class ComponentPod:
         except OSError as error:
             raise LabError(f"process {self.component.process} has ended") from error
         values = dict(item.split("=", 1) for item in os.fsdecode(found).split("\0") if "=" in item)
-        account = self.directory.account(self.component.process)
-        return {**values, "KUBECONFIG": str(account)} if account.exists() else values
+        return {**values, "KUBECONFIG": CREDENTIALS}
 
     def status(self, node_addresses: tuple[str, ...], now: float) -> Object:
         """The pod's status."""

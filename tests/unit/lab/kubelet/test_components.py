@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmnet.lab.container import CREDENTIALS
 from vmnet.lab.directory import LabDirectory
 from vmnet.lab.errors import LabError
 from vmnet.lab.kubelet.components import ANNOTATION, ComponentPod, components, pod_of
@@ -66,8 +67,10 @@ def test_a_pod_is_as_ready_as_its_process(tmp_path: Path) -> None:
 def test_what_is_executed_has_the_environment_and_the_account_of_the_process(tmp_path: Path) -> None:
     entry = agent(tmp_path)
     assert entry.container_environment("agent")["PATH"] == os.environ["PATH"]
+    assert entry.container_environment("agent")["KUBECONFIG"] == CREDENTIALS
     entry.directory.account("agent-n1").touch()
-    assert entry.container_environment("agent")["KUBECONFIG"] == str(tmp_path / "agent-n1.kubeconfig")
+    assert f"{tmp_path / 'agent-n1.kubeconfig'}={CREDENTIALS}" in entry.entering
+    assert str(entry.component.manifest) in entry.entering
     assert entry.runs("agent")
     entry.process = {"pid": 2**22 + 1, "seconds": 1.0, "exit": 0, "starts": 1}
     assert not entry.runs("agent")
