@@ -200,7 +200,13 @@ class DefaultInterfaces:
             pod, problem = self._stores.pods.get(key), self._misread.get(key)
             if pod is not None and problem is not None:
                 about = {"apiVersion": "v1", "kind": "Pod", **pod}
-                await self._recorder.event(about, REASON, f"{problem}; no port is opened", "Warning")
+                await self._recorder.event(
+                    about,
+                    REASON,
+                    f"{problem}; no port is opened",
+                    "Warning",
+                    next_step="mend the annotation, docs/reference/annotations.md has its form; no new pod is needed",
+                )
 
     # The kubelet
 

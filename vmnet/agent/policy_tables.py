@@ -88,7 +88,13 @@ class PolicyTables:
                 continue
             self._told[key] = message
             about = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", **item}
-            await self._recorder.event(about, REASON, f"{message}; nothing of it is opened", "Warning")
+            await self._recorder.event(
+                about,
+                REASON,
+                f"{message}; nothing of it is opened",
+                "Warning",
+                next_step="mend that field: kubectl explain networkpolicy.spec",
+            )
 
     # Following
 

@@ -177,12 +177,13 @@ class SelfTest:
             metrics.NETWORK_FAULTS.labels(name, self._networks.node_name, fault.part.value).inc()
         says = "; ".join(fault.says for fault in faults)
         log.warning("%s is broken, and is being mended: %s", _called(name), says)
-        await self._event("NetworkBroken", f"{_called(name)} is broken, and is being mended: {says}", "Warning")
+        step = "if it is not mended in a minute: vmnet status, docs/runbooks/VmnetNetworkBroken.md"
+        await self._event("NetworkBroken", f"{_called(name)} is broken, and is being mended: {says}", "Warning", step)
 
-    async def _event(self, reason: str, says: str, kind: Literal["Normal", "Warning"]) -> None:
+    async def _event(self, reason: str, says: str, kind: Literal["Normal", "Warning"], step: str = "") -> None:
         node = self._node()
         if node is not None:
-            await self._recorder.event({"apiVersion": "v1", "kind": "Node", **node}, reason, says, kind)
+            await self._recorder.event({"apiVersion": "v1", "kind": "Node", **node}, reason, says, kind, next_step=step)
 
     def _again(self, name: str) -> float:
         tries = self._tries[name] = self._tries.get(name, 0) + 1

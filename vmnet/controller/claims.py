@@ -170,7 +170,8 @@ class MachineReconciler:
                 return
         problem = foreign(existing, {str(metadata["uid"])})
         if problem is not None:
-            await self._events.event(machine, CLAIM_FAILED, problem, "Warning")
+            step = f"delete the claim if nobody needs it: kubectl delete ipamclaim -n {metadata['namespace']} {name}"
+            await self._events.event(machine, CLAIM_FAILED, problem, "Warning", next_step=step)
 
 
 def foreign(claim: Object, owners: set[str]) -> str | None:

@@ -250,9 +250,14 @@ class MigrationReconciler:
         else:
             why = f" ({migration.reason})" if migration.reason else ""
             message = f"stays on {migration.source_node} with {held}: migration to {migration.target_node} failed{why}"
-            await self._events.event(vmi, "NetworkMigrationFailed", message, "Warning")
+            step = (
+                f"vmnet migration show {vmi['metadata']['name']} -n {vmi['metadata']['namespace']}; then migrate again"
+            )
+            await self._events.event(vmi, "NetworkMigrationFailed", message, "Warning", next_step=step)
             if network is not None:
-                await self._events.event(network, "MachineMigrationFailed", f"{name} {message}", "Warning")
+                await self._events.event(
+                    network, "MachineMigrationFailed", f"{name} {message}", "Warning", next_step=step
+                )
 
 
 def record(migration: Migration, network: str, allocation: objects.Allocated, seen: CutOver | None) -> dict[str, Any]:

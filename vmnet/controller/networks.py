@@ -397,7 +397,8 @@ class NetworkReconciler:
             wanted.append(Condition(ALLOCATION_SUCCEEDED, True, "NetworkAllocationSucceeded", text))
         elif specs.network_name(item) in self._clashes:
             wanted.append(Condition(ALLOCATION_SUCCEEDED, False, "InternalError", message))
-            await self._events.event(item, "NetworkAllocationFailed", message, "Warning")
+            step = "delete one of the networks that are in each other's way, or make this one anew with other values"
+            await self._events.event(item, "NetworkAllocationFailed", message, "Warning", next_step=step)
         changed = merged(item, wanted, self._now())
         if changed is None:
             return

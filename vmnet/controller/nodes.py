@@ -55,7 +55,8 @@ class NodeReconciler:
         try:
             number = self._numbers.allocate(key)
         except ValueError as error:
-            await self._events.event(node, NUMBERING_FAILED, str(error), "Warning")
+            step = "a number is free again when a Node that is gone for good is deleted: kubectl get nodes"
+            await self._events.event(node, NUMBERING_FAILED, str(error), "Warning", next_step=step)
             return None
         wanted: dict[str, str | None] = {}
         if parts.number_of(objects.annotations(node)) != number:

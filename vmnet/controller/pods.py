@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ALLOCATION_FAILED: Final = "ErrorAllocatingPod"
 """Event reason (contract)."""
+_NEXT_STEP: Final = "docs/troubleshooting.md#a-pod-does-not-start says what to do; it is tried again by itself"
 CLAIM_PATIENCE_SECONDS: Final = 5.0
 
 
@@ -138,7 +139,9 @@ class PodReconciler:
                 found.append(primary)
             elif not _has_primary(pod):
                 await self._tell(
-                    pod, f"namespace {namespace} is labelled for a primary network, but has none yet; waiting for it"
+                    pod,
+                    f"namespace {namespace} is labelled for a primary network, but has none yet; waiting for it",
+                    "make a UserDefinedNetwork there, or a ClusterUserDefinedNetwork that selects the namespace",
                 )
         try:
             selected = selections(pod["metadata"])
@@ -186,15 +189,16 @@ class PodReconciler:
                 del self._shares[network, owner]
                 self._ledger.release(owner, network)
 
-    async def _tell(self, pod: Object, message: str) -> None:
-        await self._events.event(pod, ALLOCATION_FAILED, message, "Warning")
+    async def _tell(self, pod: Object, message: str, step: str = _NEXT_STEP) -> None:
+        await self._events.event(pod, ALLOCATION_FAILED, message, "Warning", next_step=step)
 
     async def _wait_for_claim(self, pod: Object) -> list[float]:
         """Claim and pod come at the same moment; only a claim that is still not there after a while is worth a word."""
         age = (self._now() - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])).total_seconds()
         if age < CLAIM_PATIENCE_SECONDS:
             return [CLAIM_PATIENCE_SECONDS - max(0.0, age)]
-        await self._tell(pod, "waiting for the IPAMClaim of this machine to be there and to have addresses")
+        step = f"its conditions say why: kubectl describe ipamclaims -n {pod['metadata']['namespace']}"
+        await self._tell(pod, "waiting for the IPAMClaim of this machine to be there and to have addresses", step)
         return []
 
     def _pools(self, pod: Object, network: Network) -> NetworkPools | None:

@@ -52,11 +52,20 @@ class Recorder:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
     async def event(
-        self, about: Object, reason: str, message: str, type: Literal["Normal", "Warning"] = "Normal"
+        self,
+        about: Object,
+        reason: str,
+        message: str,
+        type: Literal["Normal", "Warning"] = "Normal",
+        next_step: str = "",
     ) -> None:
-        """Tell that ``reason`` happened to ``about``. The same object, reason, message and type raise the count."""
+        """Tell that ``reason`` happened to ``about``. The same object, reason, message and type raise the count.
+
+        ``next_step``: what the reader can do about it; every warning has one.
+        """
         metadata = about.get("metadata") or {}
-        message = message[:_MESSAGE_LIMIT]
+        step = f" → {next_step}" if next_step else ""
+        message = message[: _MESSAGE_LIMIT - len(step)] + step
         identity = "\0".join(
             str(part)
             for part in (about.get("kind"), metadata.get("namespace"), metadata.get("name"), metadata.get("uid"))

@@ -1,5 +1,7 @@
+import ast
 import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from vmnet.kube.api import EVENTS, Object
 from vmnet.kube.events import BURST, Recorder
@@ -93,3 +95,30 @@ async def test_an_expired_event_is_made_anew() -> None:
 async def test_a_failing_api_does_not_stop_the_caller() -> None:
     kube = FakeKube(fail=refuse(resource=EVENTS))
     await Recorder(kube, "vmnet").event(POD, "Failed", "again")
+
+
+def warnings() -> list[tuple[str, ast.Call]]:
+    """Every event of type Warning that the product writes, by its place."""
+    found = []
+    for folder in ("controller", "agent"):
+        for path in sorted((Path(__file__).parents[3] / "vmnet" / folder).glob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
+                    words = [item.value for item in node.args if isinstance(item, ast.Constant)]
+                    if "Warning" in words:
+                        found.append((f"{path.name}:{node.lineno}", node))
+    return found
+
+
+def test_every_warning_says_what_to_do() -> None:
+    found = warnings()
+    assert len(found) >= 6
+    assert [place for place, call in found if "next_step" not in {item.arg for item in call.keywords}] == []
+
+
+async def test_the_next_step_is_kept_whole() -> None:
+    kube = FakeKube()
+    await Recorder(kube, "me").event(POD, "Broken", "x" * 5000, "Warning", next_step="delete it")
+    (event,) = await events(kube)
+    assert event["message"].endswith("x → delete it")
+    assert len(event["message"]) == 1024
