@@ -8,6 +8,8 @@ which an entry is still to come are held, for a limited time.
 
 import asyncio
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,17 +18,18 @@ from vmnet import metrics
 from vmnet.agent.cluster import Cluster
 from vmnet.agent.networks import Networks, NotReady
 from vmnet.agent.peers import Away, Link, Peers
-from vmnet.kernel.api import Gone, Kernel, KernelError
+from vmnet.kernel.api import Gone, Kernel, KernelError, LastFrame
+from vmnet.model import migration
 from vmnet.model.addresses import IPAddress
 from vmnet.model.connection import Connection, Flow, Outcome
-from vmnet.model.endpoint import Endpoint, MachineReference
+from vmnet.model.endpoint import Endpoint, MachineReference, Node
 from vmnet.model.migration import Carried, Way
 from vmnet.model.names import InterfaceName, NamespaceName
 from vmnet.model.network import Network
 from vmnet.plan import carried, edge, ops, policy
 from vmnet.plan.carried import Segment
 from vmnet.runtime.tasks import TaskSet
-from vmnet.wire.handover import Arrived, Ask, Done, Told
+from vmnet.wire.handover import Arrived, Ask, Done, Left, Told, When
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,10 @@ LATE_SECONDS: Final = 60.0
 """After the guest has come, a source that was away is asked for so long."""
 ASKED_SECONDS: Final = 3600.0
 """A migration that takes longer is asked for anew."""
+CLOCK_ROUNDS: Final = 5
+"""The source's clock is read so often; what took the least time tells most exactly."""
+_DEPARTED: Final = 1024
+"""Machines that have left, of which it is remembered when."""
 _HOLD_AGAIN: Final = carried.HOLD_SECONDS / 3
 _REPEAT_SECONDS: Final = 60.0
 """What has been told is told again, for its time runs on the target too."""
@@ -68,6 +75,7 @@ class _Coming:
     held_at: float = 0.0
     seconds: float | None = None
     admitted: bool = False
+    last_frame: migration.LastFrame | None = None
 
 
 class Holds:
@@ -140,6 +148,11 @@ class Arrivals:
             log.info("connections of %s are still being asked for", endpoint.machine)
         return Carried(coming.way, len(coming.placed), coming.seconds)
 
+    def last_frame(self, endpoint: Endpoint) -> migration.LastFrame | None:
+        """When the guest spoke last at its old node, once ``settled``; None: nobody knows."""
+        coming = self._coming.get(endpoint.port)
+        return None if coming is None else coming.last_frame
+
     def forget(self, endpoint: Endpoint) -> None:
         """The port is gone. What was written for a guest that never came goes too."""
         coming = self._coming.pop(endpoint.port, None)
@@ -174,8 +187,11 @@ class Arrivals:
                     if source is not None:
                         async with self._peers.dial(source) as link:
                             await self._follow(coming, link)
-                            return
-                    elif coming.arrived.is_set():
+                        # Nothing waits for what is only told of.
+                        await self._holds.release(coming.network, coming.endpoint.port)
+                        await self._ask_when(coming, source)
+                        return
+                    if coming.arrived.is_set():
                         return  # it began here
                 except (Away, KernelError, NotReady) as error:
                     log.info("connections of %s/%s: %s", coming.machine.namespace, coming.machine.name, error)
@@ -189,6 +205,24 @@ class Arrivals:
             coming.over.set()
             self._running.pop(coming.endpoint.port, None)
             await asyncio.shield(self._holds.release(coming.network, coming.endpoint.port))
+
+    async def _ask_when(self, coming: _Coming, source: Node) -> None:
+        """When the guest's last frame left the other node, by this node's clock (the source's is read as by NTP)."""
+        told: list[migration.LastFrame] = []
+        try:
+            async with self._peers.dial(source) as link:
+                for _ in range(CLOCK_ROUNDS):
+                    asked = time.time()
+                    await link.send(When(coming.machine, coming.network.name))
+                    answer = await link.receive(FINISH_SECONDS)
+                    answered = time.time()
+                    if not isinstance(answer, Left) or answer.last is None:
+                        break
+                    behind = (asked + answered) / 2 - answer.now
+                    told.append(migration.LastFrame(answer.last + behind, max(0.0, answered - asked) / 2))
+        except Away as error:
+            log.debug("last frame of %s: %s", coming.machine, error)
+        coming.last_frame = min(told, key=lambda item: item.error, default=None)
 
     async def _follow(self, coming: _Coming, link: Link) -> None:
         """Take what the source tells, until it has told all. Raises Away, KernelError."""
@@ -314,10 +348,15 @@ class Departures:
         self._kernel = kernel
         self._cluster = cluster
         self._networks = networks
+        self._last_frames: OrderedDict[tuple[MachineReference, str, str], float] = OrderedDict()
+        """When a machine spoke last, by the network and the node to which it has gone."""
 
     async def answer(self, link: Link) -> None:
         """One agent's question, until it has what it needs. Raises Away."""
         ask = await link.receive(SILENCE_SECONDS)
+        if isinstance(ask, When):
+            await self._say_when(link, ask)
+            return
         if not isinstance(ask, Ask):
             raise Away(f"agent of {link.node} asks nothing")
         leaving = self._leaving(ask, link.node)
@@ -325,15 +364,50 @@ class Departures:
             log.warning("agent of %s asks for machine %s, which does not go there", link.node, ask.machine)
             return
         network, segment = leaving
+        stamp = await self._stamp(network, ask.machine)
         try:
             async with asyncio.timeout(ASKED_SECONDS):
-                await self._tell(link, network, segment)
+                await self._tell(link, network, segment, stamp, ask)
         except TimeoutError:
             log.info("machine %s takes very long to leave for %s", ask.machine, link.node)
         except (KernelError, NotReady) as error:
             log.warning("connections of machine %s for %s: %s", ask.machine, link.node, error)
         finally:
+            if stamp is not None:
+                stamp.close()
             await asyncio.shield(self._holds.release(network, link))
+
+    async def _stamp(self, network: Network, machine: MachineReference) -> LastFrame | None:
+        """Have the kernel note when the machine speaks here; None where it cannot, or the machine has no port here."""
+        own = (item for item in self._cluster.endpoints(network.name) if item.machine == machine)
+        here = next((item for item in own if item.node == self._networks.node_name), None)
+        if here is None:
+            return None
+        try:
+            return await self._kernel.last_frame(network.namespace, here.port, here.mac)
+        except KernelError as error:
+            log.info("nobody notes when machine %s leaves: %s", machine, error)
+            return None
+
+    def _note(self, stamp: LastFrame | None, key: tuple[MachineReference, str, str]) -> None:
+        """The machine has left: what was seen last stays known for a while."""
+        self._last_frames.pop(key, None)
+        try:
+            seen = None if stamp is None else stamp.seen()
+        except OSError as error:
+            log.info("nobody knows when machine %s left: %s", key[0], error)
+            return
+        if seen is not None:
+            self._last_frames[key] = seen
+            if len(self._last_frames) > _DEPARTED:
+                self._last_frames.popitem(last=False)
+
+    async def _say_when(self, link: Link, ask: When) -> None:
+        for _ in range(CLOCK_ROUNDS):
+            await link.send(Left(self._last_frames.get((ask.machine, ask.network, link.node)), time.time()))
+            again = await link.receive(SILENCE_SECONDS)
+            if again != ask:
+                raise Away(f"agent of {link.node} asks something else")
 
     def _leaving(self, ask: Ask, node: str) -> tuple[Network, Segment] | None:
         """What the asking node may know: of a machine that has, by the API, a pod there. Its pod here may be gone."""
@@ -344,7 +418,7 @@ class Departures:
             return None
         return found.network, Segment.of(found.network, (item.ip for item in there.addresses))
 
-    async def _tell(self, link: Link, network: Network, segment: Segment) -> None:
+    async def _tell(self, link: Link, network: Network, segment: Segment, stamp: LastFrame | None, ask: Ask) -> None:
         home = edge.mark(self._networks.this_node().number or 0)
         loop = asyncio.get_running_loop()
         known: dict[Flow, tuple[Connection, float]] = {}
@@ -369,6 +443,7 @@ class Departures:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+        self._note(stamp, (ask.machine, ask.network, link.node))
         # What is held on both nodes until then comes first; then whatever has come since the last look.
         told = carried.services(item for item, _ in known.values())
         await self._give_up(network, told)

@@ -111,6 +111,7 @@ class CutOvers:
     async def _record_missed(self, network: Network, endpoint: Endpoint, machine: MachineReference) -> None:
         sent = await self._announcer.settled(endpoint)
         came_along = await self._arrivals.settled(endpoint, CONNECTIONS_TIMEOUT)
+        last_frame = self._arrivals.last_frame(endpoint)
         node = self._networks.node_name
         cut_over = CutOver(
             machine,
@@ -121,6 +122,7 @@ class CutOvers:
             announcements=sent.total(),
             source=self._source(endpoint),
             carried=came_along,
+            last_frame=last_frame,
         )
         await self._write(endpoint.pod, cut_over)
 
@@ -243,6 +245,7 @@ class CutOvers:
             except TimeoutError:
                 log.info("machine %s/%s: no frame towards it within %g s", *machine_names(machine), FIRST_FRAME_TIMEOUT)
         sent = await self._announcer.settled(staged.endpoint)
+        came_along = await self._arrivals.settled(staged.endpoint, CONNECTIONS_TIMEOUT)
         if staged.first_frame_at is not None:
             labels = (machine.namespace, machine.name, self._networks.node_name, staged.network.name)
             metrics.MIGRATION_BLACKOUT.labels(*labels).observe(max(0.0, staged.first_frame_at - staged.opened_at))
@@ -257,7 +260,8 @@ class CutOvers:
             first_frame_at=staged.first_frame_at,
             announcements=sent.total(),
             source=self._source(staged.endpoint),
-            carried=await self._arrivals.settled(staged.endpoint, CONNECTIONS_TIMEOUT),
+            last_frame=self._arrivals.last_frame(staged.endpoint),
+            carried=came_along,
         )
         await self._write(staged.endpoint.pod, cut_over)
         self._stop_listening(staged)

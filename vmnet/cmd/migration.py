@@ -20,7 +20,8 @@ HEADINGS: Final = ("NAMESPACE", "VM", "OUTCOME", "FROM", "TO", "KEY", "BLACKOUT"
 _PATIENCE: Final = Backoff()
 _EPILOG: Final = """\
 A machine's instance (VMI) carries the record of its last migration. KEY is what opened the target's port: the guest's
-own frame, or KubeVirt's word (annotation). BLACKOUT is what the datapath saw: from the opening to the first frame.
+own frame, or KubeVirt's word (annotation). BLACKOUT is what the datapath saw: from the last frame that the guest sent
+on its old node to the first one that reached it on the new one, whatever of that time nobody had anything to say.
 
 examples:
   vmnet migration list                       every machine's last migration
@@ -176,11 +177,14 @@ def details(vmi: Object) -> str:
         "ended": found.get("ended") or "-",
         "opened by": cut_over.get("key", "-"),
         "annotation after opening": _after(cut_over, "annotationAt"),
-        "blackout": _milliseconds(found.get("blackoutSeconds")),
+        "guest was silent": _milliseconds(found.get("pauseSeconds")),
+        "blackout": _blackout(found, cut_over),
+        "from opening to first frame": _milliseconds(found.get("deliverySeconds")),
         "announcements": cut_over.get("announcements", "-"),
         "connections": _connections(_part(cut_over, "connections")),
     }
     known = lines.keys() | {"machine", "aborted", "uid", "blackoutSeconds", "cutOver", "mac", "reason"}
+    known |= {"pauseSeconds", "deliverySeconds"}
     lines |= {key: json.dumps(value) for key, value in found.items() if key not in known}
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name + ':':<{width}}{value}" for name, value in lines.items())
@@ -206,6 +210,12 @@ def _connections(found: Record) -> str:
 
 def _milliseconds(value: Any) -> str:
     return f"{value * 1000:.1f} ms" if isinstance(value, int | float) else "-"
+
+
+def _blackout(found: Record, cut_over: Record) -> str:
+    """With what the two nodes' clocks leave open."""
+    error = cut_over.get("lastFrameError")
+    return _milliseconds(found.get("blackoutSeconds")) + (f" ± {_milliseconds(error)}" if error is not None else "")
 
 
 def _after(cut_over: Record, key: str) -> str:

@@ -28,7 +28,7 @@ from vmnet.kube.api import (
 from vmnet.kube.events import Recorder
 from vmnet.model import names
 from vmnet.model.endpoint import MachineReference
-from vmnet.model.migration import Carried, CutOver, Key, MigrationPhase, Way
+from vmnet.model.migration import Carried, CutOver, Key, LastFrame, MigrationPhase, Way
 
 log = logging.getLogger(__name__)
 
@@ -239,8 +239,10 @@ class MigrationReconciler:
         ).inc()
         held = ", ".join(wanted["addresses"])
         if succeeded:
-            blackout = wanted["blackoutSeconds"]
+            blackout, delivery = wanted["blackoutSeconds"], wanted["deliverySeconds"]
             pause = f", blackout {blackout * 1000:.1f} ms" if blackout is not None else ""
+            if blackout is None and delivery is not None:
+                pause = f", first frame {delivery * 1000:.1f} ms after its port had opened"
             message = (
                 f"moved from {migration.source_node} to {migration.target_node} with {held}{pause}{_along(wanted)}"
             )
@@ -263,9 +265,12 @@ class MigrationReconciler:
 def record(migration: Migration, network: str, allocation: objects.Allocated, seen: CutOver | None) -> dict[str, Any]:
     """What is written down about a finished migration."""
     succeeded = migration.phase is MigrationPhase.SUCCEEDED
-    blackout = None
-    if succeeded and seen is not None and seen.first_frame_at is not None and seen.opened_at is not None:
-        blackout = round(seen.first_frame_at - seen.opened_at, 6)
+    delivery = pause = blackout = None
+    if succeeded and seen is not None:
+        delivery = _between(seen.opened_at, seen.first_frame_at)
+        if seen.last_frame is not None:
+            pause = _between(seen.last_frame.at, seen.frame_at)
+            blackout = _between(seen.last_frame.at, seen.first_frame_at)
     return {
         "uid": migration.uid,
         "outcome": migration.phase.value,
@@ -279,7 +284,9 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
         "mac": allocation.mac,
         "started": migration.started,
         "ended": migration.ended,
+        "pauseSeconds": pause,
         "blackoutSeconds": blackout,
+        "deliverySeconds": delivery,
         "cutOver": None
         if seen is None
         else {
@@ -288,6 +295,8 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
             "frameAt": seen.frame_at,
             "annotationAt": seen.annotation_at,
             "firstFrameAt": seen.first_frame_at,
+            "lastFrameAt": None if seen.last_frame is None else seen.last_frame.at,
+            "lastFrameError": None if seen.last_frame is None else seen.last_frame.error,
             "announcements": seen.announcements,
             "connections": {
                 "way": seen.carried.way.value,
@@ -296,6 +305,11 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
             },
         },
     }
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    """Seconds. Two nodes' clocks differ by what is known only nearly: what they make negative is nothing."""
+    return None if begin is None or end is None else max(0.0, round(end - begin, 6))
 
 
 def _along(wanted: Mapping[str, Any]) -> str:
@@ -334,6 +348,7 @@ def cut_over(target: Object) -> CutOver | None:
             annotation_at=_number(found.get("annotation_at")),
             first_frame_at=_number(found.get("first_frame_at")),
             announcements=int(found.get("announcements") or 0),
+            last_frame=_last_frame(found.get("last_frame")),
             carried=_carried(found.get("carried")),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -346,6 +361,10 @@ def _carried(found: Any) -> Carried:
     if found is None or found["way"] not in set(Way):
         return Carried()
     return Carried(Way(found["way"]), int(found["connections"]), _number(found["seconds"]))
+
+
+def _last_frame(found: Any) -> LastFrame | None:
+    return None if found is None else LastFrame(float(found["at"]), float(found["error"]))
 
 
 def _number(value: Any) -> float | None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vmnet.model.addresses import IPAddress
 from vmnet.model.connection import Connection, Flow, Outcome
-from vmnet.model.names import InterfaceName, NamespaceName
+from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
 from vmnet.plan.ops import Op
 from vmnet.plan.state import Cgroup, Datagrams, DefaultInterface, NetworkState, NodeState, PodState
 
@@ -27,6 +27,18 @@ class Gone(KernelError):
 
 class Unsupported(KernelError):
     """This kernel lacks what the operation needs; the message says which module or option. Terminal."""
+
+
+class LastFrame(Protocol):
+    """The last frame that came in by an interface with a given source."""
+
+    def seen(self) -> float | None:
+        """When, in seconds since the epoch by this machine's clock; None: none has come yet. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Look no longer."""
+        ...
 
 
 class Kernel(Protocol):
@@ -105,6 +117,10 @@ class Kernel(Protocol):
         A BPF filter passes only the given EtherTypes (``protocols``; all when empty) and, of IPv4/IPv6 UDP, only the
         given destination ports when ``udp_ports`` is not empty (with 0x86DD, router solicitations pass too).
         """
+        ...
+
+    async def last_frame(self, namespace: NamespaceName, interface: InterfaceName, mac: MacAddress) -> LastFrame:
+        """From now on the time of each frame of this source that comes in is kept. Raises KernelError."""
         ...
 
     async def udp_socket(

@@ -2,12 +2,12 @@
 
 import re
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
-from vmnet.kernel.api import Gone, Kernel, KernelError
+from vmnet.kernel.api import Gone, Kernel, KernelError, LastFrame
 from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPInterface
 from vmnet.model.connection import Connection, Flow, Outcome
@@ -38,6 +38,20 @@ _DEVICE: Final = re.compile(r"^add chain (\w+ vmnet-[\w-]+) (device_[0-9a-f]+)$"
 _TABLE_SET: Final = re.compile(r"^\s+set (\w+) \{")
 
 
+class FakeLastFrame(LastFrame):
+    """Sees what it is told to."""
+
+    def __init__(self, seen: Mapping[MacAddress, float], mac: MacAddress) -> None:
+        self._seen, self._mac = seen, mac
+
+    def seen(self) -> float | None:
+        """As told."""
+        return self._seen.get(self._mac)
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+
 class FakeKernel(Kernel):
     """One node. ``make_pod`` gives it pod namespaces; ``peers`` holds the far ends of the sockets it handed out."""
 
@@ -53,6 +67,8 @@ class FakeKernel(Kernel):
         """Pods' eth0, by namespace path."""
         self.kubelet_group: Cgroup | None = None
         self.peers: list[tuple[NamespaceName, socket.socket]] = []
+        self.frames_seen: dict[MacAddress, float] = {}
+        """When each source was last seen, wherever that was."""
 
     def make_pod(self, netns: str) -> None:
         """A pod namespace, as a container runtime makes it."""
@@ -155,6 +171,11 @@ class FakeKernel(Kernel):
         if interface not in self._network(namespace).links:
             raise Gone(f"{interface} of {namespace} is gone")
         return self._pair(namespace)
+
+    async def last_frame(self, namespace: NamespaceName, interface: InterfaceName, mac: MacAddress) -> LastFrame:
+        """Sees what ``frames_seen`` says."""
+        self._network(namespace)
+        return FakeLastFrame(self.frames_seen, mac)
 
     async def udp_socket(
         self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int

@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, Final
 
-from vmnet.kernel import cgroups, commands, connections, namespaces, packets
-from vmnet.kernel.api import Gone, Kernel, KernelError, Unsupported
+from vmnet.kernel import cgroups, commands, connections, last_frame, namespaces, packets
+from vmnet.kernel.api import Gone, Kernel, KernelError, LastFrame, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Worker
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
@@ -273,6 +273,11 @@ class LinuxKernel(Kernel):
             namespace, partial(packets.packet_socket, interface, tuple(protocols), tuple(udp_ports))
         )
 
+    async def last_frame(self, namespace: NamespaceName, interface: InterfaceName, mac: MacAddress) -> LastFrame:
+        """See the Protocol."""
+        found: LastFrame = await self._made(namespace, partial(last_frame.last_frame, interface, mac))
+        return found
+
     async def udp_socket(
         self, namespace: NamespaceName, address: IPv4Address | IPv6Address, port: int
     ) -> socket.socket:
@@ -306,15 +311,18 @@ class LinuxKernel(Kernel):
             raise KernelError(f"conntrack of {namespace or 'the node'}: {error}", errno=error.errno or 0) from error
 
     async def _open(self, namespace: NamespaceName, make: Any) -> socket.socket:
+        opened = await self._made(namespace, make)
+        assert isinstance(opened, socket.socket)  # noqa: S101
+        return opened
+
+    async def _made(self, namespace: NamespaceName, make: Any) -> Any:
         try:
-            opened = await self._worker.run(str(namespaces.path_of(namespace)), make)
+            return await self._worker.run(str(namespaces.path_of(namespace)), make)
         except FileNotFoundError as error:
             raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
         except OSError as error:
             kind = Gone if error.errno in packets.GONE else KernelError
             raise kind(f"socket in {namespace}: {error}", errno=error.errno or 0) from error
-        assert isinstance(opened, socket.socket)  # noqa: S101
-        return opened
 
     async def _call(self, op: Op, step: commands.Call) -> None:
         try:

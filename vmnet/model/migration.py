@@ -47,6 +47,14 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True)
+class LastFrame:
+    """The guest's last frame at its old node: when, by this node's clock, which may differ by ``error`` seconds."""
+
+    at: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class CutOver:
     """What one agent saw of one cut-over. Times are seconds since the epoch, None where nothing was seen."""
 
@@ -60,6 +68,8 @@ class CutOver:
     annotation_at: float | None = None
     first_frame_at: float | None = None
     """First frame the new port carried towards the guest after it opened."""
+    last_frame: LastFrame | None = None
+    """None where the source's agent was away, or cannot tell."""
     announcements: int = 0
     source: str = ""
     """Node that the machine came from: its connections over the network's edge stay with that node's router."""

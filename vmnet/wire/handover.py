@@ -3,6 +3,9 @@
 The target asks (``Ask``); the source tells of the machine's connections as they come and change (``Told``), and says at
 each look that it still does (``Told`` of nothing). When the guest runs on the target, that says so (``Arrived``); the
 source tells what is left and gives up what only one node may have (``Done``). Either may close at any time.
+
+On a connection of its own the target asks some times when the guest's last frame left the source (``When``); each
+answer (``Left``) has the source's clock beside it. An agent that does not know the question closes.
 """
 
 import ipaddress
@@ -48,7 +51,23 @@ class Done:
     handed_over: int = 0
 
 
-Message = Ask | Told | Arrived | Done
+@dataclass(frozen=True, slots=True)
+class When:
+    """The machine has come to the asking node: when did it speak last at the other one?"""
+
+    machine: MachineReference
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """``last``: when, None where nobody knows; ``now``: when this was said. Seconds since the epoch, by the source."""
+
+    last: float | None
+    now: float
+
+
+Message = Ask | Told | Arrived | Done | When | Left
 
 
 def encode(message: Message) -> Iterator[bytes]:
@@ -63,6 +82,10 @@ def encode(message: Message) -> Iterator[bytes]:
             yield _line({"arrived": True})
         case Done(count):
             yield _line({"done": count})
+        case When(machine, network):
+            yield _line({"when": [machine.namespace, machine.name, network]})
+        case Left(last, now):
+            yield _line({"left": [last, now]})
 
 
 def decode(line: bytes) -> Message:
@@ -84,6 +107,12 @@ def decode(line: bytes) -> Message:
         return Arrived()
     if kind == "done" and _is_number(body, 32):
         return Done(body)
+    if kind == "when" and isinstance(body, list) and len(body) == 3 and all(_is_name(item) for item in body):
+        return When(MachineReference(body[0], body[1]), body[2])
+    if kind == "left" and isinstance(body, list) and len(body) == 2:
+        last, now = body
+        if (last is None or _is_time(last)) and _is_time(now):
+            return Left(last, now)
     raise ValueError(f"not a message: {kind[:20]!r}")
 
 
@@ -136,6 +165,10 @@ def _flow(protocol: int, parts: Iterable[Any]) -> Flow:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _NAME_LIMIT
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is float and 0 < value < 1 << 40
 
 
 def _is_number(value: Any, bits: int) -> bool:

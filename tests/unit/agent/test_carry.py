@@ -28,7 +28,7 @@ from vmnet.model.names import MacAddress, NetworkId
 from vmnet.model.network import Network, Role
 from vmnet.plan import ops, policy
 from vmnet.plan.state import NetworkState
-from vmnet.wire.handover import Arrived, Ask, Told
+from vmnet.wire.handover import Arrived, Ask, Left, Told, When
 
 NETWORK = Network("blue_net", NetworkId(7), role=Role.PRIMARY, subnets=(ip_network("192.168.0.0/16"),), persistent=True)
 MACHINE = MachineReference("blue", "vm")
@@ -220,6 +220,42 @@ async def test_what_is_known_there_is_known_here_before_the_guest_comes(api: Api
     assert ABROAD.original in source.knows()
     for agent in (source, target):
         assert "delete table inet carried" in agent.scripts()[-1], "nothing is held any longer"
+
+
+async def test_the_source_tells_when_the_guest_spoke_last_there(api: Api) -> None:
+    source, target = Agent(api, "n1"), Agent(api, "n2")
+    await source.put(EAST_WEST)
+    async with running(source):
+        source.kernel.frames_seen[SOURCE.mac] = 1795426800.25
+        target.arrivals.expect(NETWORK, TARGET)
+        await until(lambda: EAST_WEST.original in target.knows())
+        source.kernel.frames_seen[SOURCE.mac] = 1795426801.5
+        target.arrivals.arrived(TARGET)
+        assert (await target.arrivals.settled(TARGET, 60)).way is Way.STREAMED
+        # What the guest's old port sees afterwards is nobody's last frame.
+        source.kernel.frames_seen[SOURCE.mac] = 1795426900.0
+        found = target.arrivals.last_frame(TARGET)
+        assert found is not None
+        # Both ends read one clock here: what is told differs by no more than is said.
+        assert abs(found.at - 1795426801.5) <= found.error + 1e-6
+        async with target.peers.dial(source.node) as link:
+            await link.send(When(MACHINE, "other"))
+            answer = await link.receive(60)
+            assert isinstance(answer, Left)
+            assert answer.last is None, "of another network nothing is known"
+        await target.arrivals.close()
+
+
+async def test_of_a_guest_that_said_nothing_nobody_knows_when_it_left(api: Api) -> None:
+    source, target = Agent(api, "n1"), Agent(api, "n2")
+    await source.put(EAST_WEST)
+    async with running(source):
+        target.arrivals.expect(NETWORK, TARGET)
+        await until(lambda: EAST_WEST.original in target.knows())
+        target.arrivals.arrived(TARGET)
+        assert (await target.arrivals.settled(TARGET, 60)).way is Way.STREAMED
+        assert target.arrivals.last_frame(TARGET) is None
+        await target.arrivals.close()
 
 
 async def test_a_source_that_is_away_leaves_the_policies_to_admit_what_looks_begun(

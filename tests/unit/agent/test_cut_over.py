@@ -29,7 +29,7 @@ from vmnet.kube.api import (
 from vmnet.kube.fake import FakeInformer, FakeKube
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, PortState
-from vmnet.model.migration import Carried, Way
+from vmnet.model.migration import Carried, LastFrame, Way
 from vmnet.model.names import InterfaceName, NamespaceName, NetworkId
 from vmnet.model.network import Network, Role
 from vmnet.plan import firewall, ops
@@ -83,6 +83,9 @@ class Arrivals:
 
     async def settled(self, endpoint: Endpoint, seconds: float) -> Carried:
         return Carried(Way.STREAMED, 3, 0.25)
+
+    def last_frame(self, endpoint: Endpoint) -> LastFrame | None:
+        return LastFrame(1795426800.5, 0.001)
 
 
 class PacketEnd(socket.socket):

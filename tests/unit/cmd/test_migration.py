@@ -21,8 +21,16 @@ RECORD: dict[str, Any] = {
     "mac": "0a:58:c0:a8:00:05",
     "started": "2026-01-02T03:04:05Z",
     "ended": "2026-01-02T03:04:09Z",
+    "pauseSeconds": 0.0009,
     "blackoutSeconds": 0.00123,
-    "cutOver": {"key": "frame", "openedAt": 10.0, "annotationAt": 10.25, "announcements": 12},
+    "deliverySeconds": 0.0002,
+    "cutOver": {
+        "key": "frame",
+        "openedAt": 10.0,
+        "annotationAt": 10.25,
+        "announcements": 12,
+        "lastFrameError": 0.0003,
+    },
 }
 ALONG = {"way": "streamed", "carried": 28, "handOverSeconds": 0.0123}
 

@@ -220,6 +220,7 @@ SEEN = {
     "frame_at": 1795426800.25,
     "annotation_at": None,
     "first_frame_at": 1795426800.2503,
+    "last_frame": {"at": 1795426800.2003, "error": 0.0005},
     "announcements": 9,
     "carried": {"way": "streamed", "connections": 12, "seconds": 0.004},
 }
@@ -237,13 +238,17 @@ async def test_the_record_says_what_moved(migrated: Any) -> None:
         event = await migrated.told("NetworkMigrated", "moved from n1 to n2 with 192.168.0.3, fd00:10::3")
         network = await migrated.told("MachineMigrated", "blue/blue moved from n1 to n2")
     assert event["involvedObject"]["kind"] == "VirtualMachineInstance"
-    assert "blackout 0.3 ms" in event["message"]
+    assert "blackout 50.0 ms" in event["message"]
     assert network["involvedObject"]["kind"] == "ClusterUserDefinedNetwork"
     assert network["involvedObject"]["name"] == "happy-tenant"
     found = recorded(migrated.kube.peek(VMIS, "blue", "blue"))
     assert found["from"] == {"node": "n1", "pod": "source"}
     assert found["to"] == {"node": "n2", "pod": "target"}
-    assert found["blackoutSeconds"] == pytest.approx(0.0003)
+    assert found["blackoutSeconds"] == pytest.approx(0.05)
+    assert found["pauseSeconds"] == pytest.approx(0.0497)
+    assert found["deliverySeconds"] == pytest.approx(0.0003)
+    assert found["cutOver"]["lastFrameAt"] == 1795426800.2003
+    assert found["cutOver"]["lastFrameError"] == 0.0005
     assert (found["cutOver"]["key"], found["cutOver"]["announcements"]) == ("frame", 9)
     assert found["cutOver"]["connections"] == {"way": "streamed", "carried": 12, "handOverSeconds": 0.004}
     assert migrated.claim("blue", "blue.happy")["status"]["ownerPod"] == {"name": "target"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vmnet.model.connection import TCP, UDP, Connection, Flow, TcpState
 from vmnet.model.endpoint import MachineReference
 from vmnet.wire import handover
-from vmnet.wire.handover import LINE_LIMIT, Arrived, Ask, Done, Told
+from vmnet.wire.handover import LINE_LIMIT, Arrived, Ask, Done, Left, Told, When
 
 FLOW = Flow(TCP, ip_address("192.168.0.5"), 1000, ip_address("10.96.0.7"), 80)
 REPLY = Flow(TCP, ip_address("192.168.0.9"), 8080, ip_address("192.168.0.5"), 1000)
@@ -27,6 +27,9 @@ TWO = Connection(SIX, SIX.reversed(), 0, 30)
         Arrived(),
         Done(),
         Done(7),
+        When(MachineReference("blue", "vm"), "net"),
+        Left(None, 1795426800.25),
+        Left(1795426800.125, 1795426800.25),
     ],
 )
 def test_what_one_says_the_other_understands(message: handover.Message) -> None:
