@@ -65,8 +65,8 @@ MIGRATION_HAND_OVER: Final = Histogram(
 )
 ANNOUNCEMENTS: Final = Counter(
     "vmnet_announcements",
-    "Announcement frames sent, by kind (garp, na, ra, rarp, gateway_arp).",
-    ["network", "kind"],
+    "Announcement frames sent for a machine, by kind (garp, na, ra, rarp, gateway_arp).",
+    [*_MACHINE, "kind"],
     registry=REGISTRY,
 )
 DHCP_REQUESTS: Final = Counter(
@@ -180,6 +180,24 @@ LEADING: Final = Gauge(
 BUILD: Final = Info("vmnet_build", "The version that runs.", registry=REGISTRY)
 BUILD.info({"version": version("vmnet")})
 ProcessCollector(registry=REGISTRY)
+
+
+FORGET_SECONDS: Final = 600.0
+"""A machine's series stay for so long after it has gone, so that its last migration is scraped."""
+
+
+def forget_machine(namespace: str, name: str) -> None:
+    """A machine has gone, some time ago: no series of it stays."""
+    labels = {"namespace": namespace, "name": name}
+    for metric in (
+        MIGRATIONS,
+        MIGRATION_BLACKOUT,
+        MIGRATION_CUT_OVER,
+        MIGRATION_CONNECTIONS,
+        MIGRATION_HAND_OVER,
+        ANNOUNCEMENTS,
+    ):
+        metric.remove_by_labels(labels)
 
 
 def forget_network_health(network: str, node: str) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from vmnet.lab.demo import BLUE, NETWORK, STALL_LIMIT_MS
+from vmnet.lab.virt import kinds
 from vmnet.model import names
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 CONTROLLER = "http://127.0.0.1:9411/metrics"
+CLOCK_READING = 0.005
+"""Seconds: QEMU tells its own times, and wall and monotonic clock are read one after the other."""
 NETWORK_NAME = names.cudn_network_name(NETWORK)
 
 
@@ -38,14 +41,14 @@ async def test_a_migrated_machine_keeps_its_addresses_and_its_connections(health
     world = healthy
     before, source = await world.facts(BLUE), await world.node_of(BLUE)
     agents = {node: await world.agent_url(node) for node in ("n1", "n2", "n3")}
+    series = {"namespace": BLUE[0], "name": BLUE[1], "network": NETWORK_NAME}
     sent = {
         node: {
-            kind: await world.metric(f"{url}/metrics", "vmnet_announcements_total", network=NETWORK_NAME, kind=kind)
+            kind: await world.metric(f"{url}/metrics", "vmnet_announcements_total", **series, kind=kind)
             for kind in ("garp", "na", "ra")
         }
         for node, url in agents.items()
     }
-    series = {"namespace": BLUE[0], "name": BLUE[1], "network": NETWORK_NAME}
     cut_overs = {
         node: await world.metric(f"{url}/metrics", "vmnet_migration_cut_over_seconds_count", **series)
         for node, url in agents.items()
@@ -84,12 +87,20 @@ async def test_a_migrated_machine_keeps_its_addresses_and_its_connections(health
     assert written["cutOver"]["key"] == "frame"
     assert written["addresses"] == [text.split("/")[0] for text in before["addresses"]]
 
+    # Blue never rests either: what its ports saw holds QEMU's own pause, and ends when the first frame is through.
+    assert written["cutOver"]["connections"]["way"] in ("streamed", "late")
+    error = written["cutOver"]["lastFrameError"]
+    paused = float((await world.get("vmi", "-n", *BLUE))["metadata"]["annotations"][kinds.PAUSE_ANNOTATION]) / 1000
+    assert written["pauseSeconds"] >= paused - error - CLOCK_READING, written
+    assert written["blackoutSeconds"] >= written["pauseSeconds"], written
+    assert written["deliverySeconds"] <= written["blackoutSeconds"] + error, written
+
     url = f"{agents[target]}/metrics"
     count = await world.metric(url, "vmnet_migration_cut_over_seconds_count", **series, node=target, key="frame")
     assert count == cut_overs[target] + 1
     assert await world.metric(url, "vmnet_migration_blackout_seconds_count", **series, node=target) >= 1
     for kind, number in sent[target].items():
-        now = await world.metric(url, "vmnet_announcements_total", network=NETWORK_NAME, kind=kind)
+        now = await world.metric(url, "vmnet_announcements_total", **series, kind=kind)
         assert now > number, kind
 
 

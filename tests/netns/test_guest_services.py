@@ -619,7 +619,10 @@ async def test_announcements_reach_both_nodes_and_the_guest(fabric: Fabric, kern
             Kind.ROUTER_ADVERTISEMENT: 2,
         }
         for kind, count in counts.items():
-            assert counted(metrics.ANNOUNCEMENTS, rig.network.name, kind.value) == count
+            machine, node = rig.endpoint.machine, rig.endpoint.node
+            assert machine is not None
+            labels = (machine.namespace, machine.name, node, rig.network.name, kind.value)
+            assert counted(metrics.ANNOUNCEMENTS, *labels) == count
         told = [await asyncio.wait_for(loop.sock_recv(own, 2048), DEADLINE) for _ in range(rounds)]
     assert any(frame[12:14] == b"\x08\x06" and arp.decode(frame).sender == IPv4Address("192.168.0.1") for frame in told)
     announcer.close()

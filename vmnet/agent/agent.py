@@ -360,8 +360,7 @@ class Agent:
 
     async def _reconcile_machine(self, key: str) -> float | None:
         namespace, _, name = key.partition("/")
-        await self._cut_overs.reconcile(MachineReference(namespace, name))
-        return None
+        return await self._cut_overs.reconcile(MachineReference(namespace, name))
 
 
 def _observe(kind: str, result: str, seconds: float) -> None:

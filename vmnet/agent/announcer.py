@@ -228,6 +228,7 @@ class Announcer:
         if opened is None:
             self._end(prepared)
             return
+        machine = prepared.endpoint.machine
         whole = not prepared.sent or prepared.rounds.next_at() is None
         for announcement in prepared.announcements:
             if not (whole or announcement.repeated):
@@ -240,6 +241,8 @@ class Announcer:
                 self._lose(prepared.network, error)
                 return
             prepared.sent[announcement.kind] += 1
-            metrics.ANNOUNCEMENTS.labels(prepared.endpoint.network, announcement.kind.value).inc()
+            if machine is not None:
+                labels = (machine.namespace, machine.name, prepared.endpoint.node, prepared.endpoint.network)
+                metrics.ANNOUNCEMENTS.labels(*labels, announcement.kind.value).inc()
         if prepared.rounds.next_at() is None:
             prepared.over.set()

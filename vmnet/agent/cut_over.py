@@ -79,6 +79,7 @@ class CutOvers:
         self._arrivals = arrivals
         self._staged: dict[InterfaceName, _Staged] = {}
         self._tasks = TaskSet()
+        self._gone: dict[MachineReference, float] = {}
 
     async def stage(self, network: Network, mtu: int, endpoint: Endpoint, state: PortState) -> None:
         """Make ready for a machine's port: frames to announce it are built now, not at cut-over. Raises KernelError."""
@@ -145,19 +146,34 @@ class CutOvers:
         self._staged.clear()
         await self._tasks.close()
 
-    async def reconcile(self, reference: MachineReference) -> None:
+    async def reconcile(self, reference: MachineReference) -> float | None:
         """Compare what the API says of a machine with what the kernel's gate did, and act where they must agree.
+
+        Seconds after which to look again, None: when something changes.
 
         The kernel is ahead of the API during a migration: the API's word closes or opens a port only when it is later
         knowledge (ready-timestamp, the VMI's node, a failure), never because it has not heard of the frame yet.
         """
         pods = self._cluster.machine_pods(reference)
+        if pods:
+            self._gone.pop(reference, None)
         for pod in pods:
             for endpoint in self._cluster.endpoints_of(f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"):
                 found = self._cluster.attachment_of(endpoint.network)
                 here = endpoint.node == self._networks.node_name
                 if found is not None and found.network.stretched and here:
                     await self._reconcile_port(found.network, endpoint)
+        return None if pods or self._cluster.machine(reference) is not None else self._forget_series(reference)
+
+    def _forget_series(self, reference: MachineReference) -> float | None:
+        """The machine has gone; what is measured of it goes later."""
+        now = asyncio.get_running_loop().time()
+        left = self._gone.setdefault(reference, now) + metrics.FORGET_SECONDS - now
+        if left > 0:
+            return left
+        del self._gone[reference]
+        metrics.forget_machine(reference.namespace, reference.name)
+        return None
 
     async def _reconcile_port(self, network: Network, endpoint: Endpoint) -> None:
         gate = await self._networks.gate(network, endpoint)

@@ -155,12 +155,14 @@ class MigrationReconciler:
         self._events = events
         self._now = now
         self._counted: OrderedDict[str, None] = OrderedDict()
+        self._gone: dict[str, datetime] = {}
 
     async def reconcile(self, key: str) -> float | None:
         """Record a finished migration: annotation first, so that a restart does not count it twice."""
         vmi = self._cluster.get(VMIS, key)
         if vmi is None:
-            return None
+            return self._forget(key)
+        self._gone.pop(key, None)
         pods = self._cluster.launchers(vmi)
         vmims = (item for item in self._cluster.items(VMIMS) if _concerns(item, vmi))
         migration = derive(vmi, vmims, pods)
@@ -194,6 +196,15 @@ class MigrationReconciler:
             if len(self._counted) > _REMEMBERED:
                 self._counted.popitem(last=False)
             await self._tell(vmi, migration, attachment, wanted)
+        return None
+
+    def _forget(self, key: str) -> float | None:
+        """A machine has gone; its series follow."""
+        left = metrics.FORGET_SECONDS - (self._now() - self._gone.setdefault(key, self._now())).total_seconds()
+        if left > 0:
+            return left
+        del self._gone[key]
+        metrics.forget_machine(*key.split("/", 1))
         return None
 
     def _network(self, attachment: Attachment) -> Object | None:

@@ -31,6 +31,7 @@ ENDPOINT = Endpoint(
     (ip_interface("192.168.0.5/16"), ip_interface("fd00:7::5/64")),
     machine=MachineReference("blue-ns", "blue"),
 )
+LABELS = ("blue-ns", "blue", "n2", NETWORK.name)
 RED = replace(
     ENDPOINT,
     pod=PodReference("blue-ns", "virt-launcher-red-abcde", "uid-red"),
@@ -134,7 +135,7 @@ async def test_nothing_is_sent_before_it_is_asked_for() -> None:
 def test_the_first_round_leaves_at_once_and_the_series_is_bounded() -> None:
     async def body(announcer: Announcer, wires: Wires) -> None:
         await announcer.prepare(NETWORK, MTU, ENDPOINT)
-        before = {kind: metrics.ANNOUNCEMENTS.labels(NETWORK.name, kind.value)._value.get() for kind in Kind}
+        before = {kind: metrics.ANNOUNCEMENTS.labels(*LABELS, kind.value)._value.get() for kind in Kind}
         start = now()
         assert announcer.announce(ENDPOINT, start) == ROUND + 1
         assert len(wires.drain("vx0")) == 5
@@ -153,7 +154,13 @@ def test_the_first_round_leaves_at_once_and_the_series_is_bounded() -> None:
         }
         assert announcer.sent(ENDPOINT) == counts
         for kind, count in counts.items():
-            assert metrics.ANNOUNCEMENTS.labels(NETWORK.name, kind.value)._value.get() - before[kind] == count
+            assert metrics.ANNOUNCEMENTS.labels(*LABELS, kind.value)._value.get() - before[kind] == count
+        metrics.forget_machine("blue-ns", "red")
+        assert metrics.ANNOUNCEMENTS.labels(*LABELS, "rarp")._value.get() >= rounds, "another machine has gone"
+        metrics.forget_machine("blue-ns", "blue")
+        assert all(
+            "blue" not in sample.labels.values() for sample in next(iter(metrics.ANNOUNCEMENTS.collect())).samples
+        )
 
     in_virtual_time(body)
 
