@@ -65,7 +65,7 @@ MIGRATION_HAND_OVER: Final = Histogram(
 )
 ANNOUNCEMENTS: Final = Counter(
     "vmnet_announcements",
-    "Announcement frames sent for a machine, by kind (garp, na, ra, rarp, gateway_arp).",
+    "Announcement frames sent for a machine, by kind (garp, na, ra, ra_farewell, rarp, gateway_arp).",
     [*_MACHINE, "kind"],
     registry=REGISTRY,
 )

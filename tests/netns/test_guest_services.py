@@ -486,7 +486,7 @@ async def test_tshark_finds_nothing_wrong_with_any_frame(tmp_path: Path) -> None
     ]
     answers = [dhcp.answer(datagram.encode(question), leases, network.name) for question in questions]
     frames = [*(frame for frame in answers if frame), *(item.frame for item in announcements(lease))]
-    assert len(frames) == 3 + 11
+    assert len(frames) == 3 + 12
     sums = ("ip.checksum.status", "udp.checksum.status", "icmpv6.checksum.status")
     read = dissected(capture_file(tmp_path / "all.pcap", frames), "_ws.malformed", "_ws.expert.severity", *sums)
     assert len(read) == len(frames)
@@ -617,6 +617,7 @@ async def test_announcements_reach_both_nodes_and_the_guest(fabric: Fabric, kern
             Kind.NEIGHBOR_ADVERTISEMENT: 4 * rounds,
             Kind.GATEWAY_ARP: rounds,
             Kind.ROUTER_ADVERTISEMENT: 2,
+            Kind.ROUTER_FAREWELL: 2,
         }
         for kind, count in counts.items():
             machine, node = rig.endpoint.machine, rig.endpoint.node
@@ -647,7 +648,7 @@ async def test_scapy_and_tshark_read_the_captured_announcements_as_meant(
         def all_there() -> bool:
             far_frames.extend(everything(far))
             own_frames.extend(frame for frame in everything(own) if frame[6:12] == mac_bytes(gateway))
-            return len(far_frames) >= 5 * rounds and len(own_frames) >= rounds + 2
+            return len(far_frames) >= 5 * rounds and len(own_frames) >= rounds + 4
 
         await until(all_there)
     announcer.close()
@@ -676,7 +677,13 @@ async def test_scapy_and_tshark_read_the_captured_announcements_as_meant(
     told = Counter(map(read, own_frames))
     assert told[(0x0806, mac, 2, gateway, "192.168.0.1", four)] == rounds
     assert told[(gateway, mac, True, "fe80::1", 255)] == counts[Kind.ROUTER_ADVERTISEMENT] == 2
-    assert told.total() == rounds + 2
+    former = str(link_local(gateway))
+    assert told[(gateway, mac, False, former, 255)] == counts[Kind.ROUTER_FAREWELL] == 2
+    assert told.total() == rounds + 4
+    spoken_by_routers = [frame for frame in own_frames if frame[12:14] == b"\x86\xdd"]
+    routers = ("ipv6.src", "icmpv6.nd.ra.router_lifetime", "icmpv6.nd.ra.flag.m", "ipv6.hlim", "icmpv6.checksum.status")
+    rows = Counter(map(tuple, dissected(capture_file(tmp_path / "routers.pcap", spoken_by_routers), *routers)))
+    assert rows == {("fe80::1", "9000", "1", "255", "1"): 2, (former, "0", "1", "255", "1"): 2}
 
     fields = ("_ws.malformed", "_ws.expert.severity", "arp.opcode", "arp.isgratuitous", "icmpv6.checksum.status")
     flags = ("icmpv6.nd.na.flag.o", "icmpv6.nd.na.flag.s", "icmpv6.nd.na.flag.r", "icmpv6.nd.na.target_address")
@@ -704,6 +711,33 @@ async def collected(packets: socket.socket, endpoint: Endpoint, total: int) -> C
 
     await until(enough)
     return found
+
+
+async def test_a_guest_gives_up_a_predecessor_s_router(fabric: Fabric, kernel: LinuxKernel) -> None:
+    """It has learned that one before it came to us; afterwards it has ours alone."""
+    rig, former = fabric.rig, str(link_local(fabric.rig.network.gateway_mac))
+
+    def routers() -> set[str]:
+        words = ip("-6", "route", "show", "default", namespace=rig.guest).split()
+        return {words[place + 1] for place, word in enumerate(words) if word == "via"}
+
+    before = ndp.encode(
+        ndp.Packet(
+            rig.network.gateway_mac,
+            rig.endpoint.mac,
+            link_local(rig.network.gateway_mac),
+            ndp.ALL_NODES,
+            ndp.RouterAdvertisement(lifetime=1800, managed=True, source_link=rig.network.gateway_mac),
+        )
+    )
+    with await kernel.packet_socket(rig.network.namespace, names.BRIDGE) as bridge:
+        bridge.send(before)
+        await until(lambda: routers() == {former})
+    announcer = Announcer(kernel, "cluster.local")
+    await announcer.prepare(rig.network, MTU, rig.endpoint)
+    announcer.announce(rig.endpoint, asyncio.get_running_loop().time())
+    await until(lambda: routers() == {"fe80::1"})
+    announcer.close()
 
 
 async def test_a_neighbour_believes_the_announcements(fabric: Fabric, kernel: LinuxKernel) -> None:

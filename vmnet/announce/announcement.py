@@ -15,6 +15,7 @@ class Kind(StrEnum):
     GRATUITOUS_ARP = "garp"
     NEIGHBOR_ADVERTISEMENT = "na"
     ROUTER_ADVERTISEMENT = "ra"
+    ROUTER_FAREWELL = "ra_farewell"
     RARP = "rarp"
     GATEWAY_ARP = "gateway_arp"
 
@@ -66,6 +67,9 @@ def _for_guest(lease: Lease) -> tuple[Announcement, ...]:
     if lease.ipv4 is not None and lease.router:
         gateway = arp.reply(lease.gateway_mac, lease.ipv4.gateway, lease.mac, lease.ipv4.address.ip)
         found.append(Announcement(Kind.GATEWAY_ARP, names.BRIDGE, arp.encode(gateway)))
+    farewell = router.farewell(lease)
+    if farewell is not None:
+        found.append(Announcement(Kind.ROUTER_FAREWELL, names.BRIDGE, ndp.encode(farewell), repeated=False))
     # Where no router is, the guest knows since its start all that an advertisement says, and a move changes none of it.
     advertisement = router.advertisement(lease) if lease.router or lease.routes else None
     if advertisement is not None:

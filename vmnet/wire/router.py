@@ -3,6 +3,7 @@
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
+from vmnet.model import addresses
 from vmnet.model.network import GATEWAY_LINK_LOCAL
 from vmnet.wire import ndp
 from vmnet.wire.lease import Lease
@@ -48,3 +49,19 @@ def advertisement(
         dns_lifetime=ROUTER_LIFETIME,
     )
     return Packet(lease.gateway_mac, lease.mac, GATEWAY_LINK_LOCAL, destination, message)
+
+
+def farewell(lease: Lease) -> Packet | None:
+    """Takes a default router away that a guest may still believe in; None where no router of ours speaks.
+
+    Ours is ``fe80::1`` on every node and on no port may anybody else speak as a router, so a move leaves nothing stale.
+    But a guest that a predecessor's network has started, and that came here by a migration, knows the router by the
+    address that its MAC makes (RFC 4291 appendix A), and the MAC is ours, by the same convention. In that router's
+    name, as RFC 4861 section 6.2.5 has it; who does not know it ignores this (section 6.3.4). Flags are those of
+    the true advertisement, for a host takes them from whichever came last.
+    """
+    if lease.ipv6 is None or lease.ipv6.gateway is None:
+        return None
+    former = addresses.link_local(lease.gateway_mac)
+    message = RouterAdvertisement(lifetime=0, managed=True, other=True, hop_limit=0)
+    return Packet(lease.gateway_mac, lease.mac, former, ndp.ALL_NODES, message)

@@ -40,7 +40,7 @@ RED = replace(
 )
 MTU = 1400
 ROUND = 10
-"""Frames of a round without the router advertisement."""
+"""Frames of a round without the router advertisements."""
 
 
 class Jump(selectors.DefaultSelector):
@@ -137,9 +137,9 @@ def test_the_first_round_leaves_at_once_and_the_series_is_bounded() -> None:
         await announcer.prepare(NETWORK, MTU, ENDPOINT)
         before = {kind: metrics.ANNOUNCEMENTS.labels(*LABELS, kind.value)._value.get() for kind in Kind}
         start = now()
-        assert announcer.announce(ENDPOINT, start) == ROUND + 1
+        assert announcer.announce(ENDPOINT, start) == ROUND + 2
         assert len(wires.drain("vx0")) == 5
-        assert len(wires.drain("br0")) == 6
+        assert len(wires.drain("br0")) == 7
         reader = asyncio.create_task(keep_draining(wires))
         counts = await announcer.settled(ENDPOINT)
         reader.cancel()
@@ -151,6 +151,7 @@ def test_the_first_round_leaves_at_once_and_the_series_is_bounded() -> None:
             Kind.NEIGHBOR_ADVERTISEMENT: 4 * rounds,
             Kind.GATEWAY_ARP: rounds,
             Kind.ROUTER_ADVERTISEMENT: 2,
+            Kind.ROUTER_FAREWELL: 2,
         }
         assert announcer.sent(ENDPOINT) == counts
         for kind, count in counts.items():
@@ -189,11 +190,11 @@ def test_a_cancelled_series_is_silent_and_can_begin_again() -> None:
         wires.drain("vx0")
         announcer.cancel(ENDPOINT)
         counts = await announcer.settled(ENDPOINT)
-        assert counts.total() == ROUND + 1
+        assert counts.total() == ROUND + 2
         await asyncio.sleep(60)
         assert wires.drain("vx0") == []
         wires.drain("br0")
-        assert announcer.announce(ENDPOINT, now()) == ROUND + 1
+        assert announcer.announce(ENDPOINT, now()) == ROUND + 2
 
     in_virtual_time(body)
 
@@ -276,7 +277,7 @@ def test_a_failed_preparation_leaves_nothing_open() -> None:
         wires.far["vx0"].close()
         wires.missing.clear()
         await announcer.prepare(NETWORK, MTU, ENDPOINT)
-        assert announcer.announce(ENDPOINT, now()) == ROUND + 1
+        assert announcer.announce(ENDPOINT, now()) == ROUND + 2
 
     in_virtual_time(body)
 
@@ -289,7 +290,7 @@ def test_an_interface_that_went_away_ends_the_series_and_can_be_prepared_again()
         assert announcer.announce(ENDPOINT, now()) == 0
         assert (await announcer.settled(ENDPOINT)).total() == 0
         await announcer.prepare(NETWORK, MTU, ENDPOINT)
-        assert announcer.announce(ENDPOINT, now()) == ROUND + 1
+        assert announcer.announce(ENDPOINT, now()) == ROUND + 2
 
     in_virtual_time(body)
 

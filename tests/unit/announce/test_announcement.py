@@ -38,6 +38,7 @@ def test_both_families_to_the_fabric_the_bridge_and_the_guest() -> None:
         (Kind.NEIGHBOR_ADVERTISEMENT, names.VXLAN_L2): 2,
         (Kind.NEIGHBOR_ADVERTISEMENT, names.BRIDGE): 2,
         (Kind.GATEWAY_ARP, names.BRIDGE): 1,
+        (Kind.ROUTER_FAREWELL, names.BRIDGE): 1,
         (Kind.ROUTER_ADVERTISEMENT, names.BRIDGE): 1,
     }
 
@@ -76,19 +77,34 @@ def test_the_guest_hears_its_gateway_alone_and_not_every_round() -> None:
     assert (advertisement.source, advertisement.destination_mac) == (IPv6Address("fe80::1"), MAC)
     assert isinstance(advertisement.message, RouterAdvertisement)
     assert not router.repeated
-    assert all(item.repeated for item in announcements(LEASE) if item is not router and item != router)
+    assert {item.kind for item in announcements(LEASE) if not item.repeated} == {
+        Kind.ROUTER_ADVERTISEMENT,
+        Kind.ROUTER_FAREWELL,
+    }
+
+
+def test_a_predecessor_s_router_is_taken_back_before_ours_speaks() -> None:
+    found = [item for item in announcements(LEASE) if item.kind in (Kind.ROUTER_FAREWELL, Kind.ROUTER_ADVERTISEMENT)]
+    former, ours = (ndp.decode(item.frame) for item in found)
+    assert (former.source, former.source_mac) == (IPv6Address("fe80::858:c0ff:fea8:1"), GATEWAY_MAC)
+    assert former.destination_mac == MAC
+    assert isinstance(former.message, RouterAdvertisement)
+    assert isinstance(ours.message, RouterAdvertisement)
+    assert (former.message.lifetime, former.message.prefixes, former.message.dns) == (0, (), ())
+    assert ours.message.lifetime > 0
+    assert (former.message.managed, former.message.other) == (ours.message.managed, ours.message.other)
 
 
 def test_a_family_that_is_not_there_is_not_announced() -> None:
     only4 = {item.kind for item in announcements(replace(LEASE, ipv6=None))}
     assert only4 == {Kind.RARP, Kind.GRATUITOUS_ARP, Kind.GATEWAY_ARP}
     only6 = {item.kind for item in announcements(replace(LEASE, ipv4=None))}
-    assert only6 == {Kind.RARP, Kind.NEIGHBOR_ADVERTISEMENT, Kind.ROUTER_ADVERTISEMENT}
+    assert only6 == {Kind.RARP, Kind.NEIGHBOR_ADVERTISEMENT, Kind.ROUTER_ADVERTISEMENT, Kind.ROUTER_FAREWELL}
 
 
 def test_a_machine_on_a_segment_without_a_router_hears_of_none() -> None:
     assert LEASE.ipv6 is not None
     secondary = replace(LEASE, router=False, ipv6=replace(LEASE.ipv6, gateway=None))
     kinds = {item.kind for item in announcements(secondary)}
-    assert kinds.isdisjoint({Kind.GATEWAY_ARP, Kind.ROUTER_ADVERTISEMENT})
+    assert kinds.isdisjoint({Kind.GATEWAY_ARP, Kind.ROUTER_ADVERTISEMENT, Kind.ROUTER_FAREWELL})
     assert Kind.NEIGHBOR_ADVERTISEMENT in kinds

@@ -12,7 +12,9 @@ def row(**changes: object) -> Row:
         "lost": 40,
         "duplicates": 0,
         "key": "frame",
-        "blackout": 0.8,
+        "blackout": 51.0,
+        "silence": 50.5,
+        "delivery": 0.8,
         "fdb_moves": 1,
         "misdelivered": 0,
         "accompanied": False,
@@ -47,7 +49,7 @@ def test_a_summary_leaves_nothing_out() -> None:
     assert found["fdb_moves"] == {"1": 2, "2": 1}
     assert found["keys"] == {"annotation": 1, "frame": 2}
     assert [item["excess"] for item in found["rows"]] == [1.5, 10.0, 1.5]
-    assert "| plain | 3 (1 beside another) | 50.00 / 50.00 / 50.00 | 1.50 / 10.00 / 10.00 |" in table([found])
+    assert "| plain | 3 (1 beside another) | 0 | 50.00 / 50.00 / 50.00 | 1.50 / 10.00 / 10.00 |" in table([found])
 
 
 def test_a_series_without_figures_says_so() -> None:
