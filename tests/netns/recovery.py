@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 from vmnet.kernel.linux import LinuxKernel
-from vmnet.kernel.namespaces import Worker
+from vmnet.kernel.namespaces import Workers
 from vmnet.model import names
 from vmnet.model.addresses import IPNetwork, mac_for
 from vmnet.model.endpoint import Endpoint, LocalPort, Node, NodeNetwork, PodReference, PortState, RemoteEndpoint
@@ -107,7 +107,7 @@ async def completed(kernel: LinuxKernel, wanted: NodeNetwork) -> None:
         assert node.joins[names.join_interface(wanted.network.id)].ipv6 == wanted.join.node_ipv6
     if wanted.bridge is not None:
         assert _members(wanted.bridge) == {names.localnet_interface(wanted.network.id)}
-    worker = Worker()
+    worker = Workers()
     for key, value in planner.SYSCTLS if wanted.network.routed else planner.SWITCHED_SYSCTLS:
         path = Path("/proc/sys") / key
         if path.exists():

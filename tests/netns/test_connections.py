@@ -74,7 +74,7 @@ async def place() -> AsyncIterator[tuple[LinuxKernel, NamespaceName]]:
 
 
 async def inside(kernel: LinuxKernel, name: NamespaceName, function: Any) -> Any:
-    return await kernel._worker.run(str(namespaces.path_of(name)), function)
+    return await kernel._workers.run(str(namespaces.path_of(name)), function)
 
 
 def datagram(address: str, port: int) -> socket.socket:

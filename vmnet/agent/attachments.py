@@ -201,16 +201,27 @@ class Attachments:
         state = PortState.ACTIVE if live else PortState.STANDBY
         default = _default_addresses(request.previous_result or {}) if place.primary else ()
         try:
-            if place.primary:
-                await self._defaults.lock(endpoint.pod, request.container_id, request.netns)
             inside = PodInterface(request.netns, request.container_id, default)
-            mtu = await self._networks.attach(network, endpoint, state, inside)
+            try:
+                # Side by side: the pod begins when both are in place.
+                async with asyncio.TaskGroup() as tasks:
+                    if place.primary:
+                        tasks.create_task(self._lock(endpoint.pod, inside))
+                    attached = tasks.create_task(self._networks.attach(network, endpoint, state, inside))
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+            mtu = attached.result()
             await self._cut_overs.stage(network, mtu, endpoint, state)
         except NotReady as error:
             raise CniError(Code.TRY_AGAIN_LATER, f"{what}: {error}") from error
         except KernelError as error:
             raise CniError(Code.INTERNAL, f"{what} on network {network.name}: {error}", repr(error.op)) from error
         return _interface(place, request.netns, mtu)
+
+    async def _lock(self, pod: PodReference, inside: PodInterface) -> None:
+        """Lock a pod's eth0. Raises KernelError."""
+        await self._defaults.lock(pod, inside.container, inside.netns)
+        await self._networks.bring_node_tables()
 
     async def _wanted(self, pod: PodReference) -> bool:
         """Whether the pod belongs on a primary network: its namespace is labelled for one."""

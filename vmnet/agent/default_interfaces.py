@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vmnet.agent import facts, open_ports
@@ -28,12 +28,11 @@ LOOK_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A locked pod, the container that its eth0 was made for (empty when an earlier agent locked it), its tables."""
+    """A locked pod, and the container that its eth0 was made for (empty when an earlier agent locked it)."""
 
     key: str
     container: str
     lock: Lock
-    tables: tuple[Table, ...] = field(repr=False)
 
 
 class DefaultInterfaces:
@@ -75,11 +74,9 @@ class DefaultInterfaces:
         return ()
 
     def node_tables(self, rendered: Mapping[str, NodeNetwork]) -> tuple[Table, ...]:
-        """One for the node, and one for each pod's veth."""
+        """One for the node, and one for the pods' veths."""
         if self._tables is None:
-            locks = tuple(found.lock for _, found in sorted(self._found.items()))
-            node = (lock.node_table(locks, self._kubelet),) if locks else ()
-            self._tables = (*node, *(table for _, found in sorted(self._found.items()) for table in found.tables))
+            self._tables = lock.tables((found.lock for _, found in sorted(self._found.items())), self._kubelet)
         return self._tables
 
     def demands(self, network: str) -> bool:
@@ -130,7 +127,7 @@ class DefaultInterfaces:
         for key, pod in self._local():
             uid = pod["metadata"]["uid"]
             told, mac = _told(pod)
-            device = state.devices.get(lock.identity_of(uid))
+            device = state.locked.get(names.port_interface(uid, names.DEFAULT_INTERFACE))
             if device is not None and device in state.links and told and mac is not None:
                 self._put(key, "", Lock(uid, device, mac, told, self._opened(key, uid)))
                 continue
@@ -157,8 +154,7 @@ class DefaultInterfaces:
         if known is not None and known.lock == wanted:
             self._found[wanted.pod_uid] = replace(known, container=container)
             return
-        own = (lock.pod_table(wanted),) if wanted.device is not None else ()
-        self._found[wanted.pod_uid] = Found(key, container, wanted, own)
+        self._found[wanted.pod_uid] = Found(key, container, wanted)
         self._tables = None
 
     # What they open

@@ -386,7 +386,6 @@ class Networks:
         if known is None or held is None or not new or self._rendered.get(network.name) != network:
             return False
         desired = replace(known, ports=(*known.ports, port))
-        await self.bring_node_tables()
         self._ports[endpoint.port] = endpoint
         tables, marks = self._tables(desired), self._marks[namespace]
         found = (

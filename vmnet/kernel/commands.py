@@ -19,25 +19,28 @@ POD_TABLE: Final = 100
 """Routing table of replies from a pod's default interface."""
 _SECONDS: Final = 10
 _ZERO_MAC: Final = "00:00:00:00:00:00"
-_FAILED_LINE: Final = re.compile(r"^Command failed -:(\d+)", re.MULTILINE)
+_FAILED_LINE: Final = re.compile(r"Command failed -:(\d+)")
 _GONE: Final = (
     "Cannot find device",
     "No such device",
     "Cannot open network namespace",
     "does not exist",
-    "cannot open",
 )
 _UNSUPPORTED: Final = ("Operation not supported", "Unknown device type", "Protocol not supported")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Lines for one program. A tolerant step removes what may be gone: its failures do not count."""
+    """Lines for one program. A tolerant step removes what may be gone: its failures do not count.
+
+    ``first``: lines that go before them and may fail as well, in the same run. After a failure the rest is still tried.
+    """
 
     program: tuple[str, ...]
     netns: str | None
     lines: tuple[str, ...]
     tolerant: bool = False
+    first: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,14 @@ class Batch:
     @classmethod
     def of(cls, step: Step, op: Op) -> "Batch":
         """A batch that begins with a step."""
-        batch = cls(step)
+        batch = cls(step, list(step.first), [op] * len(step.first))
         batch.add(step, op)
         return batch
 
     def takes(self, step: Step) -> bool:
         """Whether a step can go along: same program, same namespace, same tolerance."""
+        if self.step.first or step.first:
+            return False
         mine = (self.step.program, self.step.netns, self.step.tolerant)
         return mine == (step.program, step.netns, step.tolerant)
 
@@ -78,25 +83,30 @@ class Batch:
     def argv(self) -> list[str]:
         """The program as it is called."""
         program = list(self.step.program)
-        if self.step.tolerant and program[0] != "nft":
+        if (self.step.tolerant or self.step.first) and program[0] != "nft":
             program.insert(1, "-force")
-        return [*enter(self.step.netns), *program]
+        return program
 
     def script(self) -> str:
         """Its standard input."""
         return "\n".join(self.lines) + "\n"
 
-    def blame(self, errors: str) -> tuple[Op, str]:
-        """The operation that failed, and what the program said."""
-        match = _FAILED_LINE.search(errors)
-        number = int(match.group(1)) - 1 if match else 0
-        text = " ".join(line for line in errors.splitlines() if not line.startswith("Command failed")).strip()
-        return self.owners[min(number, len(self.owners) - 1)], text
-
-
-def enter(netns: str | None) -> list[str]:
-    """Command prefix that runs a program in a network namespace."""
-    return ["nsenter", f"--net={netns}", "--"] if netns else []
+    def blame(self, errors: str) -> tuple[Op, str] | None:
+        """The operation that failed, and what the program said; None when only such lines failed as may."""
+        if self.step.tolerant:
+            return None
+        said: list[str] = []
+        failed = False
+        for line in errors.splitlines():
+            match = _FAILED_LINE.match(line)
+            if match is None:
+                said.append(line)
+                continue
+            failed, number = True, int(match.group(1)) - 1
+            if number >= len(self.step.first):
+                return self.owners[min(number, len(self.owners) - 1)], " ".join(said).strip()
+            said.clear()
+        return None if failed else (self.owners[0], " ".join(said).strip())
 
 
 def is_gone(errors: str) -> bool:
@@ -283,13 +293,12 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     steps: list[Step | Call] = [
         Call(op.netns, partial(_write_sysctls, sysctls), node=True),
         *([Call(op.netns, partial(_keep_default_routes, op.default_interface, untold))] if untold else []),
-        *([Step(plain, op.netns, tuple(stale), tolerant=True)] if stale else []),
-        Step(plain, op.netns, tuple(up)),
+        Step(plain, op.netns, tuple(up), first=tuple(stale)),
     ]
     if rules[6]:
         # Unlike routes, rules do not tell their family by their addresses.
-        steps.append(Step(inet6, op.netns, tuple(f"rule del {rule}" for rule in rules[6]), tolerant=True))
-        steps.append(Step(inet6, op.netns, tuple(f"rule add {rule}" for rule in rules[6])))
+        stale6, up6 = (tuple(f"rule {verb} {rule}" for rule in rules[6]) for verb in ("del", "add"))
+        steps.append(Step(inet6, op.netns, up6, first=stale6))
     return tuple(steps)
 
 

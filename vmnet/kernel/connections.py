@@ -2,7 +2,7 @@
 
 Entries are written in order to be found by the next packet, so each write is verified: the kernel may give a translated
 entry another port than was asked for, and a packet may make an entry of its own between a deletion and a write.
-Functions run inside the namespace (``namespaces.Worker``) and block for as long as the kernel takes.
+Functions run inside the namespace (``namespaces.Workers``) and block for as long as the kernel takes.
 """
 
 import errno

@@ -12,7 +12,7 @@ from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPInterface
 from vmnet.model.connection import Connection, Flow, Outcome
 from vmnet.model.names import InterfaceName, MacAddress, NamespaceName
-from vmnet.plan import firewall, ops
+from vmnet.plan import firewall, lock, ops
 from vmnet.plan.ops import Op
 from vmnet.plan.state import (
     Cgroup,
@@ -25,7 +25,7 @@ from vmnet.plan.state import (
     NodeState,
     PodState,
 )
-from vmnet.plan.table import TABLE_PREFIX, device_of
+from vmnet.plan.table import TABLE_PREFIX
 
 _ELEMENT: Final = re.compile(r"^(add|delete) element (?:netdev|inet) vmnet (\w+) \{ (.+) \}$")
 _ADD_CHAIN: Final = re.compile(r"^add chain netdev vmnet (\w+) ")
@@ -34,7 +34,6 @@ _TABLE_CHAIN: Final = re.compile(r"^\s+chain (\w+) \{$")
 _OWN_TABLE: Final = re.compile(r"^(add|create) table (\w+ vmnet-[\w-]+)$")
 _REMOVE_TABLE: Final = re.compile(r"^delete table (\w+ vmnet-[\w-]+)$")
 _DIGEST: Final = re.compile(r"^(add|delete) chain (\w+ vmnet-[\w-]+) state_([0-9a-f]{12})$")
-_DEVICE: Final = re.compile(r"^add chain (\w+ vmnet-[\w-]+) (device_[0-9a-f]+)$")
 _TABLE_SET: Final = re.compile(r"^\s+set (\w+) \{")
 
 
@@ -357,8 +356,7 @@ class FakeKernel(Kernel):
         table = NetworkState(NamespaceName(""), tables=self.node.tables)
         if f" {TABLE_PREFIX}" in script:
             loaded = _loaded(table, script)
-            found = {identity: device for identity, device in self.node.devices.items() if identity in loaded.tables}
-            self.node = replace(self.node, tables=loaded.tables, devices={**found, **_devices(script)})
+            self.node = replace(self.node, tables=loaded.tables, locked=_locked(self.node.locked, script))
             return
         if not self.node.prepared and f"delete table {firewall.NODE_TABLE}" not in script:
             raise KernelError("the node has no table")
@@ -373,12 +371,19 @@ class FakeKernel(Kernel):
         self.networks[state.namespace] = _loaded(state, script)
 
 
-def _devices(script: str) -> dict[str, InterfaceName]:
-    """Devices that the tables of a script hang on."""
-    found: dict[str, InterfaceName] = {}
+def _locked(held: Mapping[InterfaceName, InterfaceName], script: str) -> dict[InterfaceName, InterfaceName]:
+    """Veths that the table of locks is on after a script."""
+    found = dict(held)
     for line in script.splitlines():
-        if (match := _DEVICE.match(line)) and (device := device_of(match.group(2))) is not None:
-            found[match.group(1)] = device
+        verb, kind, *rest = line.split()
+        if " ".join(rest[:2]) != lock.VETH_TABLE:
+            continue
+        if (verb, kind) == ("delete", "table"):
+            found.clear()
+        elif kind == "chain" and verb == "add":
+            found |= lock.devices(rest[2:3])
+        elif kind == "chain" and verb == "delete":
+            found = {port: device for port, device in found.items() if port not in lock.devices(rest[2:3])}
     return found
 
 

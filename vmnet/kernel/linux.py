@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -15,7 +16,7 @@ from typing import Any, Final
 from vmnet.kernel import cgroups, commands, connections, last_frame, namespaces, packets
 from vmnet.kernel.api import Gone, Kernel, KernelError, LastFrame, Unsupported
 from vmnet.kernel.commands import Batch
-from vmnet.kernel.namespaces import Worker
+from vmnet.kernel.namespaces import Workers
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
 from vmnet.model.connection import Connection, Flow, Outcome
 from vmnet.model.names import (
@@ -29,7 +30,7 @@ from vmnet.model.names import (
     MacAddress,
     NamespaceName,
 )
-from vmnet.plan import firewall
+from vmnet.plan import firewall, lock
 from vmnet.plan.ops import Op
 from vmnet.plan.state import (
     BridgeState,
@@ -43,7 +44,7 @@ from vmnet.plan.state import (
     NodeState,
     PodState,
 )
-from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX, Marks, device_of
+from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX, Marks
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class LinuxKernel(Kernel):
     """
 
     def __init__(self, mounts: Path | None = None) -> None:
-        self._worker = Worker()
-        self._node = Worker(mounts)
+        self._workers = Workers()
+        self._node = Workers(mounts, threads=1)
 
     async def observe_node(self) -> NodeState:
         """Uplink MTU, joins, our namespaces."""
@@ -98,11 +99,11 @@ class LinuxKernel(Kernel):
             tables=_digests(tables),
             bridges=_bridges(links),
             links=frozenset(InterfaceName(link["ifname"]) for link in links),
-            devices=_devices(tables),
+            locked=_locked(tables),
         )
 
     async def _node_table(self) -> tuple[dict[str, frozenset[tuple[str, ...]]], frozenset[str]]:
-        code, output, errors = await _run(["nft", "-j", "list", "table", *firewall.NODE_TABLE.split()], "")
+        code, output, errors = await self._run(None, ["nft", "-j", "list", "table", *firewall.NODE_TABLE.split()])
         if code and _NO_ENTRY not in errors:
             raise KernelError(f"nft: {errors.strip()}")
         return _ruleset(json.loads(output) if code == 0 else {}, family="inet")
@@ -295,16 +296,25 @@ class LinuxKernel(Kernel):
         return await self._open(namespace, partial(packets.tcp_socket, family))
 
     async def close(self) -> None:
-        """End the worker threads."""
-        self._worker.close()
+        """End the threads."""
+        self._workers.close()
         self._node.close()
 
     # Running
 
+    async def _run(self, netns: str | None, argv: Sequence[str], stdin: str = "") -> tuple[int, str, str]:
+        try:
+            return await self._workers.run(netns, partial(_program, argv, stdin))
+        except subprocess.TimeoutExpired:
+            raise KernelError(f"{argv[0]} did not end within {TIMEOUT:g} s") from None
+        except OSError as error:
+            kind = Gone if netns is not None and error.filename == netns else KernelError
+            raise kind(f"{argv[0]} in {netns or 'the node'}: {error}", errno=error.errno or 0) from error
+
     async def _within(self, namespace: NamespaceName | None, function: Callable[[], Any]) -> Any:
         try:
             where = str(namespaces.path_of(namespace)) if namespace is not None else None
-            return await self._worker.run(where, function)
+            return await self._workers.run(where, function)
         except FileNotFoundError as error:
             raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
         except OSError as error:
@@ -317,7 +327,7 @@ class LinuxKernel(Kernel):
 
     async def _made(self, namespace: NamespaceName, make: Any) -> Any:
         try:
-            return await self._worker.run(str(namespaces.path_of(namespace)), make)
+            return await self._workers.run(str(namespaces.path_of(namespace)), make)
         except FileNotFoundError as error:
             raise Gone(f"network namespace {namespace} is gone", errno=error.errno or 0) from error
         except OSError as error:
@@ -326,7 +336,7 @@ class LinuxKernel(Kernel):
 
     async def _call(self, op: Op, step: commands.Call) -> None:
         try:
-            await (self._node if step.node else self._worker).run(step.netns, step.function)
+            await (self._node if step.node else self._workers).run(step.netns, step.function)
         except FileNotFoundError as error:
             raise Gone(f"{op}: {error}", op=op, errno=error.errno or 0) from error
         except OSError as error:
@@ -335,13 +345,19 @@ class LinuxKernel(Kernel):
     async def _flush(self, batch: Batch | None) -> None:
         if batch is None:
             return
-        code, _, errors = await _run(batch.argv(), batch.script())
-        if code == 0 or batch.step.tolerant:
+        try:
+            code, _, errors = await self._run(batch.step.netns, batch.argv(), batch.script())
+        except Gone:
+            if batch.step.tolerant:
+                return
+            raise
+        blamed = batch.blame(errors) if code else None
+        if blamed is None:
             return
-        op, message = batch.blame(errors)
-        if commands.is_gone(errors):
+        op, message = blamed
+        if commands.is_gone(message):
             raise Gone(f"{op}: {message}", op=op)
-        if commands.is_unsupported(errors):
+        if commands.is_unsupported(message):
             raise Unsupported(f"{op}: {message}", op=op)
         raise KernelError(f"{op}: {message}", op=op)
 
@@ -349,7 +365,12 @@ class LinuxKernel(Kernel):
         return await self._json_at(str(namespaces.path_of(namespace)) if namespace else None, argv, missing)
 
     async def _json_at(self, netns: str | None, argv: list[str], missing: Any = None) -> Any:
-        code, output, errors = await _run(commands.enter(netns) + argv, "")
+        try:
+            code, output, errors = await self._run(netns, argv)
+        except Gone:
+            if missing is not None:
+                return missing
+            raise
         if code:
             if missing is not None and (commands.is_gone(errors) or _NO_ENTRY in errors):
                 return missing
@@ -358,22 +379,17 @@ class LinuxKernel(Kernel):
         return json.loads(output) if output.strip() else []
 
 
-async def _run(argv: Sequence[str], stdin: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+def _program(argv: Sequence[str], stdin: str) -> tuple[int, str, str]:
+    """Exit status, output and errors of a program that ended. Raises OSError, subprocess.TimeoutExpired."""
+    done = subprocess.run(
+        argv,
+        input=stdin.encode(),
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
         env={**os.environ, "LC_ALL": "C"},
     )
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            output, errors = await process.communicate(stdin.encode())
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise KernelError(f"{argv[0]} did not end within {TIMEOUT:g} s") from None
-    return process.returncode or 0, output.decode(), errors.decode()
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def _link(link: dict[str, Any]) -> LinkState:
@@ -476,17 +492,12 @@ def _digests(found: dict[str, Any]) -> dict[str, Marks]:
     return {identity: tuple(sorted(marks, key=marks.__getitem__)) for identity, marks in tables.items()}
 
 
-def _devices(found: dict[str, Any]) -> dict[str, InterfaceName]:
-    """Devices that tables of ``plan.table`` hang on, by the tables' identities."""
-    devices: dict[str, InterfaceName] = {}
-    for item in found.get("nftables", []) if isinstance(found, dict) else []:
-        if "chain" not in item or not str(item["chain"]["table"]).startswith(TABLE_PREFIX):
-            continue
-        chain = item["chain"]
-        device = device_of(str(chain["name"]))
-        if device is not None:
-            devices[f"{chain['family']} {chain['table']}"] = device
-    return devices
+def _locked(found: dict[str, Any]) -> dict[InterfaceName, InterfaceName]:
+    """Veths that the table of locks is on."""
+    chains = (item["chain"] for item in found.get("nftables", []) if "chain" in item)
+    return lock.devices(
+        str(chain["name"]) for chain in chains if f"{chain['family']} {chain['table']}" == lock.VETH_TABLE
+    )
 
 
 def _parts(element: Any) -> tuple[str, ...]:

@@ -60,9 +60,7 @@ def node_faults(observed: NodeState, held: Held) -> tuple[Fault, ...]:
     found = []
     if not observed.prepared:
         found.append(Fault(Part.TABLES, f"the node's table {firewall.NODE_TABLE} is gone or incomplete"))
-    # Tables on pods' own devices go with these.
-    lasting = {identity: table for identity, table in held.items() if not identity.startswith("netdev ")}
-    found += _tables(observed.tables, lasting, "the node's ")
+    found += _tables(observed.tables, held, "the node's ")
     return tuple(found)
 
 

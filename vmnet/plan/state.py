@@ -118,8 +118,8 @@ class NodeState:
     """Tables of ``plan.table`` that are here, by identity, each with the digests it carries."""
     links: frozenset[InterfaceName] = frozenset()
     """Every device of the node's own namespace."""
-    devices: Mapping[str, InterfaceName] = field(default_factory=dict)
-    """Those of the tables that hang on one device, by identity."""
+    locked: Mapping[InterfaceName, InterfaceName] = field(default_factory=dict)
+    """Veths of pods whose eth0 is locked (``plan.lock``), by the names of the pods' ports."""
     bridges: Mapping[InterfaceName, BridgeState] = field(default_factory=dict)
 
 

@@ -13,12 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from vmnet.model.names import InterfaceName
-
 TABLE_PREFIX: Final = "vmnet-"
 """Names of tables made here begin with it; the fixed tables of ``plan.firewall`` are called ``vmnet``."""
 DIGEST_PREFIX: Final = "state_"
-DEVICE_PREFIX: Final = "device_"
 MOST_MARKS: Final = 256
 """Digests of former states that a table may carry besides its own."""
 
@@ -78,8 +75,7 @@ class Elements:
 class Table:
     """``family`` ``inet`` or ``netdev``; ``name`` begins with ``vmnet-``. Sets and chains keep their order.
 
-    ``bridged``: it must see frames that the bridge forwards (br_netfilter). ``device``: what a table of family
-    ``netdev`` hangs on; the name of an empty chain tells it to an agent that starts (no listing of chains does).
+    ``bridged``: it must see frames that the bridge forwards (br_netfilter).
     """
 
     family: str
@@ -87,7 +83,6 @@ class Table:
     sets: Mapping[str, Elements] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
     bridged: bool = False
-    device: InterfaceName | None = None
 
     @property
     def identity(self) -> str:
@@ -154,6 +149,8 @@ class Table:
             if known is None or known.rules != chain.rules:
                 lines += [f"add rule {self.identity} {name} {rule}" for rule in chain.rules]
         gone = [name for name in before.chains if name not in self.chains]
+        # The kernel may have taken a base chain away with its device: what is not there cannot be deleted.
+        lines += [f"add chain {self.identity} {name}" for name in gone if before.chains[name].hook]
         lines += [f"flush chain {self.identity} {name}" for name in gone]
         lines += [
             f"delete {_kind(old)} {self.identity} {name}" for name, old in before.sets.items() if name not in self.sets
@@ -185,8 +182,6 @@ class Table:
 
     def _redeclared(self, before: "Table") -> bool:
         """Whether something keeps its name but not its declaration: that cannot be changed in place."""
-        if self.device != before.device:
-            return True
         sets = (name for name in self.sets if name in before.sets)
         chains = (name for name in self.chains if name in before.chains)
         return any(_declaration(self.sets[name]) != _declaration(before.sets[name]) for name in sets) or any(
@@ -198,21 +193,12 @@ class Table:
         for name, chain in self.chains.items():
             # Before the sets: elements of verdict maps name them.
             yield f"add chain {self.identity} {name}" + (f" {{ {chain.hook} }}" if chain.hook else "")
-        if self.device is not None:
-            yield f"add chain {self.identity} {DEVICE_PREFIX}{self.device.encode().hex()}"
         for name, item in self.sets.items():
             texts = item.texts()
             elements = f" elements = {{ {', '.join(texts)} }};" if texts else ""
             yield f"add {_kind(item)} {self.identity} {name} {{ {item.header}{elements} }}"
         for name, chain in self.chains.items():
             yield from (f"add rule {self.identity} {name} {rule}" for rule in chain.rules)
-
-
-def device_of(chain: str) -> InterfaceName | None:
-    """The device that the name of a table's chain tells; None when it is not that chain. Raises ValueError."""
-    if not chain.startswith(DEVICE_PREFIX):
-        return None
-    return InterfaceName(bytes.fromhex(chain.removeprefix(DEVICE_PREFIX)).decode())
 
 
 def removal(identity: str) -> str:

@@ -81,7 +81,7 @@ def node(api: Any) -> Node:
 async def test_a_pod_that_joins_is_locked_until_its_container_goes(node: Node) -> None:
     assert node.tables() == {}
     await node.defaults.lock(POD, "c1", NETNS)
-    assert set(node.tables()) == {"inet vmnet-lock", lock.identity_of("uid-a")}
+    assert set(node.tables()) == {"inet vmnet-lock", lock.VETH_TABLE}
     assert node.tables()["inet vmnet-lock"].sets["pods4"].elements == {"10.244.1.5"}
     # The pod is gone from the API before its container is: nothing opens.
     node.api.stores[PODS].drop("red/a")
@@ -155,7 +155,7 @@ async def test_the_next_agent_finds_the_locks_as_they_are(node: Node) -> None:
 async def test_a_pod_that_nobody_locked_is_found_by_its_address(node: Node) -> None:
     node.pod(default=True)
     await node.defaults.adopt()
-    assert set(node.tables()) == {"inet vmnet-lock", lock.identity_of("uid-a")}
+    assert set(node.tables()) == {"inet vmnet-lock", lock.VETH_TABLE}
     node.kernel.defaults.clear()
     node.start()
     await node.defaults.adopt()

@@ -11,7 +11,7 @@ MAC = MacAddress("0a:58:c0:a8:00:05")
 
 
 def lines(op: ops.Op) -> list[str]:
-    return [line for step in commands.render(op) if isinstance(step, Step) for line in step.lines]
+    return [line for step in commands.render(op) if isinstance(step, Step) for line in (*step.first, *step.lines)]
 
 
 def test_fdb_entries_do_not_age_and_can_be_moved() -> None:
@@ -51,7 +51,7 @@ def test_steps_of_one_program_and_namespace_go_together() -> None:
     assert batch.takes(second)
     assert not batch.takes(third)
     batch.add(second, two)
-    assert batch.argv() == ["nsenter", "--net=/run/netns/vmnet-7", "--", "ip", "-batch", "-"]
+    assert (batch.step.netns, batch.argv()) == ("/run/netns/vmnet-7", ["ip", "-batch", "-"])
     assert batch.script() == "link set dev br0 up\nlink set dev up0 up\n"
     assert batch.blame('Cannot find device "up0"\nCommand failed -:2\n') == (two, 'Cannot find device "up0"')
 
@@ -71,6 +71,24 @@ def test_replies_of_eth0_leave_by_eth0() -> None:
     assert found.index("route del 0.0.0.0/0 dev eth0") < found.index(
         "route replace 0.0.0.0/0 via 192.168.0.1 dev ovn-udn1"
     )
+
+
+def test_what_may_be_missing_goes_along_and_is_not_blamed() -> None:
+    """One run: the lines that go first may fail, the others may not."""
+    op = ops.SetUp(NAMESPACE, InterfaceName("br0"))
+    batch = Batch.of(Step(("ip", "-batch", "-"), None, ("rule add b",), first=("rule del a", "rule del b")), op)
+    assert batch.argv() == ["ip", "-force", "-batch", "-"]
+    assert batch.script() == "rule del a\nrule del b\nrule add b\n"
+    missing = (
+        "RTNETLINK answers: No such file\nCommand failed -:1\nRTNETLINK answers: No such file\nCommand failed -:2\n"
+    )
+    assert batch.blame(missing) is None
+    assert batch.blame(f"{missing}RTNETLINK answers: File exists\nCommand failed -:3\n") == (
+        op,
+        "RTNETLINK answers: File exists",
+    )
+    assert batch.blame("ip: no memory\n") == (op, "ip: no memory"), "the program itself"
+    assert not batch.takes(Step(("ip", "-batch", "-"), None, ("rule add c",)))
 
 
 def test_what_the_programs_say_is_told_apart() -> None:
@@ -143,6 +161,6 @@ def test_a_gateway_that_nobody_told_is_taken_from_the_pods_own_route() -> None:
         )
         for via in (hop, None)
     )
-    assert [isinstance(step, Call) for step in told] == [True, False, False]
-    assert [isinstance(step, Call) for step in untold] == [True, True, False, False]
+    assert [isinstance(step, Call) for step in told] == [True, False]
+    assert [isinstance(step, Call) for step in untold] == [True, True, False]
     assert any("table 100" in line for step in told if isinstance(step, Step) for line in step.lines)

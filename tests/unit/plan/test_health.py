@@ -109,7 +109,7 @@ async def test_a_namespace_that_is_gone_is_one_fault() -> None:
 
 
 def test_the_nodes_own_namespace() -> None:
-    held = {TABLE.identity: TABLE, "netdev vmnet-lock-x": Table("netdev", "vmnet-lock-x", {})}
+    held = {TABLE.identity: TABLE}
     assert health.node_faults(NodeState(prepared=True, tables={TABLE.identity: (TABLE.digest,)}), held) == ()
     says = [fault.says for fault in health.node_faults(NodeState(), held)]
     assert says == ["the node's table inet vmnet is gone or incomplete", "the node's table inet vmnet-x is gone"]
