@@ -30,6 +30,39 @@ async def test_kustomize_applies_twice(folder: str, tmp_path: Path) -> None:
     assert {item["metadata"]["name"] for item in first} == {item["metadata"]["name"] for item in wanted}
 
 
+# The operator's kinds, as far as an API server must know them to take the overlay's objects.
+OPERATOR = "\n---\n".join(
+    f"""apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {{name: {kind.lower()}s.monitoring.coreos.com}}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {{kind: {kind}, plural: {kind.lower()}s, singular: {kind.lower()}, listKind: {kind}List}}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties: {{spec: {{type: object, x-kubernetes-preserve-unknown-fields: true}}}}
+"""
+    for kind in ("ServiceMonitor", "PrometheusRule")
+)
+
+
+async def test_the_monitoring_overlay_applies_where_the_operators_kinds_are(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        run = Kubectl(server, tmp_path, str(kubectl.find()))
+        await run.check("apply", "--server-side", "-f", "-", stdin=OPERATOR)
+        await run.check("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        folder = str(manifests.DEPLOY / "overlays" / "monitoring")
+        await run.check("apply", "-k", folder, "--server-side", "--validate=strict", timeout=90)
+        rules = json.loads(await run.check("get", "prometheusrules", "-n", "vmnet-system", "-o", "json"))["items"]
+    assert [item["metadata"]["name"] for item in rules] == ["vmnet"]
+
+
 async def test_the_single_file_applies(tmp_path: Path) -> None:
     async with running_server(tmp_path) as server:
         run = Kubectl(server, tmp_path, str(kubectl.find()))

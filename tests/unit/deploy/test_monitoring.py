@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_a_dashboard_is_sound(name: str) -> None:
         assert place["x"] + place["w"] <= 24
     used = {word for query in queries(board) for word in re.findall(r"\$(\w+)", query)} - {"__rate_interval"}
     assert used <= variables
+
+
+@pytest.mark.parametrize("base", ["", "https://git.example.org/network/vmnet/src/"])
+def test_runbooks_are_where_one_line_says(base: str, tmp_path: Path) -> None:
+    shutil.copytree(manifests.DEPLOY, tmp_path / "deploy")
+    folder = tmp_path / "deploy" / "overlays" / "monitoring"
+    path = folder / "runbooks.yaml"
+    path.write_text(path.read_text().replace('base: ""', f'base: "{base}"'))
+    (rule,) = [item for item in manifests.documents(manifests.rendered(folder)) if item["kind"] == "PrometheusRule"]
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"] if "alert" in alert]
+    assert len(alerts) > 20
+    for alert in alerts:
+        url = alert["annotations"]["runbook_url"]
+        assert url == f"{base}docs/runbooks/{alert['alert']}.md"
+        assert (references.DOCUMENTS.parent / url.removeprefix(base)).exists()
 
 
 def test_the_overlay_adds_monitoring_to_the_base() -> None:
