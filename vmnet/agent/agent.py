@@ -152,7 +152,7 @@ class Agent:
             multus,
             self._defaults,
             self.not_ready,
-            lambda: self._self_test.broken,
+            lambda: bool(self._self_test.node_faults()),
         )
         self._health_checks = HealthChecks(lambda: not self._out_of_place())
         self._self_test = SelfTest(

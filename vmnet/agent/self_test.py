@@ -74,11 +74,6 @@ class SelfTest:
         """What is wrong with the node's own namespace, as of the last look."""
         return self._told.get("", ())
 
-    @property
-    def broken(self) -> bool:
-        """Whether the last looks found anything wrong with the node or a network."""
-        return any(self._told.values())
-
     def report(self) -> dict[str, list[str]]:
         """Networks that were looked at, each with what is wrong with it."""
         return {name: [fault.says for fault in found] for name, found in sorted(self._told.items()) if name}
