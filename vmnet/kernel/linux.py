@@ -308,7 +308,9 @@ class LinuxKernel(Kernel):
         except subprocess.TimeoutExpired:
             raise KernelError(f"{argv[0]} did not end within {TIMEOUT:g} s") from None
         except OSError as error:
-            kind = Gone if netns is not None and error.filename == netns else KernelError
+            # Without a descriptor for it (EMFILE) a namespace that is there must not be taken for gone.
+            gone = isinstance(error, FileNotFoundError) and netns is not None and error.filename == netns
+            kind = Gone if gone else KernelError
             raise kind(f"{argv[0]} in {netns or 'the node'}: {error}", errno=error.errno or 0) from error
 
     async def _within(self, namespace: NamespaceName | None, function: Callable[[], Any]) -> Any:
