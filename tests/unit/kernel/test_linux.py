@@ -21,11 +21,16 @@ def kernel() -> Iterator[LinuxKernel]:
     found._node.close()
 
 
+@pytest.fixture
+def netns(tmp_path: Path) -> str:
+    path = tmp_path / "pod"
+    path.touch()
+    return str(path)
+
+
 async def test_a_namespace_is_not_gone_because_no_descriptor_is_left(
-    kernel: LinuxKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: LinuxKernel, netns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    netns = str(tmp_path / "pod")
-    Path(netns).touch()
     before = os.open
 
     def none_left(path: Any, *arguments: Any, **options: Any) -> int:
