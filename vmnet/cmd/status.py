@@ -64,8 +64,7 @@ async def run(arguments: argparse.Namespace) -> int:
     except KubeError as error:
         return _unreadable(error)
     try:
-        until = time.monotonic() + (arguments.timeout if arguments.wait else 0.0)
-        verdict = await _look(kube, chosen, until)
+        verdict = await _look(kube, chosen, arguments.timeout if arguments.wait else None)
     except (KubeError, InspectionError) as error:
         return _unreadable(error)
     finally:
@@ -74,25 +73,36 @@ async def run(arguments: argparse.Namespace) -> int:
     return {Grade.BROKEN: BROKEN, Grade.UNKNOWN: UNREADABLE}.get(verdict.grade, 0)
 
 
-async def _look(kube: Kube, chosen: Connection, until: float) -> Verdict:
-    """One look, or looks until all is well or ``until`` (monotonic) has come: then the last. Raises KubeError, …"""
-    told = ""
+async def _look(kube: Kube, chosen: Connection, seconds: float | None) -> Verdict:
+    """One look; with ``seconds``, looks until all is well or that time is over: then the last one.
+
+    Raises KubeError, InspectionError."""
+    until, told = time.monotonic() + (seconds or 0.0), ""
     while True:
+        verdict, failure = None, None
         try:
             verdict = judge(await _collect(kube, chosen))
         except KubeError as error:
-            if time.monotonic() + AGAIN_SECONDS > until:
-                raise
-            says = f"the API cannot be read: {error}"
-        else:
-            if verdict.grade in (Grade.OK, Grade.WARNING) or time.monotonic() + AGAIN_SECONDS > until:
-                return verdict
-            bad = [item for item in verdict.findings if item.grade in (Grade.BROKEN, Grade.UNKNOWN)]
-            says = f"{bad[0].about}: {bad[0].says}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
+            failure = error
+        if verdict is not None and (seconds is None or verdict.grade in (Grade.OK, Grade.WARNING)):
+            return verdict
+        if failure is not None and seconds is None:
+            raise failure
+        says = _missing(verdict) if verdict is not None else f"the API cannot be read: {failure}"
         if says != told:
             print(f"waiting: {says}", file=sys.stderr, flush=True)
             told = says
+        if time.monotonic() + AGAIN_SECONDS > until:
+            if verdict is not None:
+                return verdict
+            raise failure or KubeError("the API was not asked")
         await asyncio.sleep(AGAIN_SECONDS)
+
+
+def _missing(verdict: Verdict) -> str:
+    """What a verdict that is not good waits for."""
+    first, *more = [item for item in verdict.findings if item.grade in (Grade.BROKEN, Grade.UNKNOWN)]
+    return f"{first.about}: {first.says}" + (f" (and {len(more)} more)" if more else "")
 
 
 async def _collect(kube: Kube, chosen: Connection) -> Any:
