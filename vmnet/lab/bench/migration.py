@@ -3,10 +3,6 @@
 A guest goes back and forth between two nodes. Meanwhile a pod on the third sends it a thousand probes a second, it
 sends as many to the pod, and TCP streams run both ways. Of each migration the longest silence of each probe is set
 against QEMU's own STOP and RESUME. A third probe, to a guest that stays, shows what the machine itself does to one.
-
-The peer's probes run with real-time priority, and QEMU goes before everything else that has none, so that the lab's own
-work (API server, controllers, agents, which elsewhere have machines of their own) counts as the network's as little as
-may be. (Emulated guests with real-time priority leave QEMU's own threads no time to migrate them.)
 """
 
 import argparse
@@ -47,9 +43,6 @@ STREAM_RATE: Final = "100000"
 """Octets a second: streams that take all of an emulated guest's time would show its own gaps, not the network's."""
 _LOST_IN_A_ROW: Final = 5
 """So many migrations that give no figure, one after another, end a series."""
-_PRIORITY: Final = 10
-_NICENESS: Final = -15
-_LOOK_SECONDS: Final = 0.1
 _EVERY: Final = 10
 """One of so many migrations has another machine's migration beside it."""
 _PROBE: Final = ["--json-lines", "udp"]
@@ -300,7 +293,11 @@ class Bench:
     async def _written(self) -> Object | None:
         vmi = await self._kube.get(VMIS, BLUE[1], BLUE[0])
         wanted = (kinds.PAUSE_ANNOTATION, names.MIGRATION_RECORD_ANNOTATION)
-        return vmi if all(key in vmi["metadata"].get("annotations", {}) for key in wanted) else None
+        annotations = vmi["metadata"].get("annotations", {})
+        if not all(key in annotations for key in wanted):
+            return None
+        # The agent's account may be added to the record later.
+        return vmi if json.loads(annotations[names.MIGRATION_RECORD_ANNOTATION]).get("cutOver") else None
 
     # What is seen
 
@@ -386,8 +383,7 @@ class Bench:
         return found
 
     async def _from_peer(self, process: str, *words: str) -> Path:
-        hurry = ["chrt", "--rr", str(_PRIORITY)]
-        argv = [*hurry, "nsenter", f"--net={self._peer_netns}", self._probe, *words]
+        argv = ["nsenter", f"--net={self._peer_netns}", self._probe, *words]
         log = await self._lab.spawn(process, PEER_NODE, argv)
         if words[0] != "serve" and "udp" in words:
             self._running.add(process)
@@ -407,37 +403,6 @@ class Bench:
         if "result" not in result:
             raise LabError(f"{process} gave no result: {lines[-1]}")
         return dict(result)
-
-
-@asynccontextmanager
-async def hurried(directory: Path) -> AsyncIterator[None]:
-    """Meanwhile every QEMU of the lab in this directory goes before others, as soon as it is seen."""
-
-    async def look() -> None:
-        known: set[str] = set()
-        while True:
-            present = {name for name in os.listdir("/proc") if name.isdecimal()}
-            for number in present - known:
-                await asyncio.to_thread(_hurry, number, str(directory).encode())
-            known = present
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    task = asyncio.create_task(look(), name="priorities")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _hurry(number: str, directory: bytes) -> None:
-    try:
-        command = Path("/proc", number, "cmdline").read_bytes()
-        if b"qemu-system" in command.split(b"\0")[0] and directory in command:
-            for thread in os.listdir(f"/proc/{number}/task"):
-                os.setpriority(os.PRIO_PROCESS, int(thread), _NICENESS)
-    except (FileNotFoundError, ProcessLookupError):
-        return  # it has ended
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -627,12 +592,11 @@ async def run(counts: tuple[int, int, int], endpoints: int, report: Path, known:
         try:
             bench = Bench(lab, kube, tell)
             await bench.prepare()
-            async with hurried(lab.directory.path):
-                for name, series in every.items():
-                    if todo[name] <= 0:
-                        continue
-                    async with _crowd(kube, endpoints, tell) if name == f"{endpoints} endpoints" else _nothing():
-                        await bench.series(series, todo[name], keep, agents_stopped=name == "agents stopped")
+            for name, series in every.items():
+                if todo[name] <= 0:
+                    continue
+                async with _crowd(kube, endpoints, tell) if name == f"{endpoints} endpoints" else _nothing():
+                    await bench.series(series, todo[name], keep, agents_stopped=name == "agents stopped")
         finally:
             await kube.close()
     found = [summary(series) for series in every.values() if series.rows]
