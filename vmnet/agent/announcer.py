@@ -1,7 +1,6 @@
 """Tells everyone where a machine is after it has moved to this node: frames built before, sent on a schedule."""
 
 import asyncio
-import errno
 import logging
 import random
 import socket
@@ -239,9 +238,6 @@ class Announcer:
             except (BlockingIOError, InterruptedError):
                 continue  # the queue is full; the next round says it again
             except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    # Dropped on its way out: no room, or the machine has moved on (``plan.firewall``).
-                    continue
                 self._lose(prepared.network, error)
                 return
             prepared.sent[announcement.kind] += 1
