@@ -514,37 +514,6 @@ async def test_the_network_moves_with_every_agent_stopped(world: World) -> None:
     await world.answered_by(world.launcher)
 
 
-LATE: Final = """\
-import socket, sys
-end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-end.bind((sys.argv[1], 0))
-for text in sys.argv[2:]:
-    end.send(bytes.fromhex(text))
-"""
-
-
-async def test_what_the_source_says_late_moves_nothing_back(world: World) -> None:
-    """An announcement that its agent had begun, or a frame that waited in a queue, after the guest has spoken."""
-    await world.stage()
-    source, target = world.node, world.target_node
-    await world.runs_at_target()
-    await world.answered_by(world.target)
-    await world.gates_are(**{source: "closed", target: "open"})
-    mac, address = world.mac, world.addresses[0]
-    arp = Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=2, hwsrc=mac, psrc=address, pdst=address)
-    texts = [bytes(frame).hex() for frame in (arp, world.reverse_arp())]
-    enter = ["ip", "netns", "exec", world.namespace]
-    for _ in range(3):
-        done = await world.lab.exec(source, [*enter, "python3", "-c", LATE, names.VXLAN_L2, *texts])
-        assert done.exit == 0, done.stderr
-    await world.answered_by(world.target)
-    assert await world.gates() == {source: "closed", target: "open"}
-    await world.moved((target, world.target))
-    await world.succeeds()
-    await world.moved((target, world.launcher))
-    await world.history()
-
-
 async def test_a_guest_that_says_nothing_is_let_in_by_kubevirt_s_word(world: World) -> None:
     """Its first frames were lost, it is paused, or it never announces anything; what it says later changes nothing."""
     await world.stage()

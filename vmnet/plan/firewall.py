@@ -244,12 +244,6 @@ def _sent(network: Network) -> str:
     return f"    ether saddr != {network.gateway_mac} ether daddr != @local add @there {{ ether daddr }} jump passed\n"
 
 
-def _late(network: Network) -> str:
-    """Where a machine has moved on, nothing that still says its MAC leaves: what waited in a queue, or an agent that
-    has not yet heard of it. It would bend the other nodes' entries back, and a reverse ARP close the machine's port."""
-    return "    ether saddr @moved drop\n" if network.persistent else ""
-
-
 def _switch_chains(network: Network) -> str:
     """The edge of a segment on which no router of ours speaks."""
     # Each node answers DHCP for its own machines, where addresses are given at all.
@@ -264,7 +258,6 @@ def _switch_chains(network: Network) -> str:
   chain vx_out {{
     type filter hook egress device "{names.VXLAN_L2}" priority 0; policy accept;
     meta mark {CUT_MARK:#x} accept
-{_late(network)}\
     ether saddr {network.gateway_mac} drop
 {local}\
 {_sent(network)}\
@@ -291,7 +284,6 @@ def _fabric_chains(desired: NodeNetwork) -> str:
   chain vx_out {{
     type filter hook egress device "{names.VXLAN_L2}" priority 0; policy accept;
     meta mark {CUT_MARK:#x} accept
-{_late(network)}\
     ether daddr {gateway_mac} drop
 {arp_out}\
     icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-redirect }} drop
