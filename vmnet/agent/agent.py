@@ -38,6 +38,8 @@ from vmnet.kube.events import Recorder
 from vmnet.model import names
 from vmnet.model.configuration import Configuration
 from vmnet.model.endpoint import Endpoint, MachineReference, PortState
+from vmnet.runtime.aside import share
+from vmnet.runtime.garbage import collect, short_breaks
 from vmnet.runtime.queue import KeyedQueue, work
 from vmnet.runtime.tasks import TaskScope
 from vmnet_dns import message
@@ -223,50 +225,10 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        share()
         try:
-            async with TaskScope() as tasks:
-                for store in self._stores.all():
-                    tasks.service(store.run(), f"watch {store.resource.plural}")
-                # Calls wait inside until the state is read: a shim that connects now need not poll.
-                await self._server.start()
-                await self._inspection.start()
-                await self._start()
-                tasks.service(
-                    work(
-                        self._network_queue,
-                        self._reconcile_network,
-                        kind="network",
-                        observe=_observe,
-                        expected=(NotReady, Gone),
-                    ),
-                    "networks",
-                )
-                tasks.service(
-                    work(
-                        self._machine_queue,
-                        self._reconcile_machine,
-                        kind="machine",
-                        observe=_observe,
-                        expected=(NotReady, Gone, KubeError),
-                    ),
-                    "machines",
-                )
-                tasks.service(work(self._name_queue, self._reconcile_names, kind="names", observe=_observe), "names")
-                tasks.service(
-                    work(
-                        self._node_queue, self._reconcile_node, kind="node", observe=_observe, expected=(NotReady, Gone)
-                    ),
-                    "node",
-                )
-                tasks.service(self._policies.tell(), "events on policies")
-                tasks.service(self._defaults.tell(), "events on opened ports")
-                tasks.service(self._credentials.run(), "this agent's certificate")
-                tasks.service(self._peers.serve(str(self._networks.this_node().address)), "other agents")
-                tasks.service(self._self_test.run(), "self-test")
-                tasks.service(self._defaults.follow_kubelet(), "the kubelet's control group")
-                if self._conflist is not None:
-                    tasks.service(self._conflist.run(), "the node's CNI configuration")
-                await asyncio.Event().wait()
+            with short_breaks():
+                await self._serve()
         finally:
             await self._server.close()
             await self._inspection.close()
@@ -276,6 +238,50 @@ class Agent:
             self._guests.close()
             await self._responders.close()
             await self._health_checks.close()
+
+    async def _serve(self) -> None:
+        async with TaskScope() as tasks:
+            for store in self._stores.all():
+                tasks.service(store.run(), f"watch {store.resource.plural}")
+            # Calls wait inside until the state is read: a shim that connects now need not poll.
+            await self._server.start()
+            await self._inspection.start()
+            await self._start()
+            tasks.service(
+                work(
+                    self._network_queue,
+                    self._reconcile_network,
+                    kind="network",
+                    observe=_observe,
+                    expected=(NotReady, Gone),
+                ),
+                "networks",
+            )
+            tasks.service(
+                work(
+                    self._machine_queue,
+                    self._reconcile_machine,
+                    kind="machine",
+                    observe=_observe,
+                    expected=(NotReady, Gone, KubeError),
+                ),
+                "machines",
+            )
+            tasks.service(work(self._name_queue, self._reconcile_names, kind="names", observe=_observe), "names")
+            tasks.service(
+                work(self._node_queue, self._reconcile_node, kind="node", observe=_observe, expected=(NotReady, Gone)),
+                "node",
+            )
+            tasks.service(self._policies.tell(), "events on policies")
+            tasks.service(self._defaults.tell(), "events on opened ports")
+            tasks.service(self._credentials.run(), "this agent's certificate")
+            tasks.service(self._peers.serve(str(self._networks.this_node().address)), "other agents")
+            tasks.service(self._self_test.run(), "self-test")
+            tasks.service(self._defaults.follow_kubelet(), "the kubelet's control group")
+            if self._conflist is not None:
+                tasks.service(self._conflist.run(), "the node's CNI configuration")
+            tasks.service(collect(), "garbage")
+            await asyncio.Event().wait()
 
     async def _start(self) -> None:
         for store in self._stores.all():

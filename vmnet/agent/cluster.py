@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self
 
 from vmnet.agent import facts
 from vmnet.agent.facts import Attachment
@@ -32,6 +33,20 @@ from vmnet.model.names import InterfaceName
 from vmnet.model.network import Role
 
 log = logging.getLogger(__name__)
+
+TURN: Final = 100
+"""Endpoints that a survey looks at before others have a turn: a millisecond or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """An endpoint and what the API says of it; see the methods of ``Cluster`` of these names."""
+
+    endpoint: Endpoint
+    is_live: bool
+    settled: bool
+    """Of an endpoint that is no machine's: always."""
+    came_from: Node | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +121,10 @@ class Cluster:
         self._endpoints: dict[str, dict[str, Endpoint]] = {}
         """Pod → attachment (NAD) → endpoint; the primary network's first, then as the pod asks for them."""
         self._by_network: dict[str, set[tuple[str, str]]] = {}
+        self._by_node: dict[tuple[str, str], set[tuple[str, str]]] = {}
+        """The same, by network and node."""
+        self._surveys: list[set[str]] = []
+        """Of each survey that is under way, the pods that have changed since it looked at them."""
         self._askers: dict[str, set[str]] = {}
         """Attachment → the pods that ask for it by annotation, whatever their namespace."""
         self._interfaces: dict[tuple[str, str], InterfaceName] = {}
@@ -208,6 +227,45 @@ class Cluster:
         for pod, attachment in self._by_network.get(network, ()):
             yield self._endpoints[pod][attachment]
 
+    def endpoints_on(self, node: str, network: str) -> tuple[Endpoint, ...]:
+        """Those of ``endpoints`` that are on a node: quick where the network has many elsewhere."""
+        keys = sorted(self._by_node.get((network, node), ()))
+        return tuple(self._endpoints[pod][attachment] for pod, attachment in keys)
+
+    async def survey(self, network: str) -> tuple[Sighting, ...]:
+        """Every endpoint of a network as it is when this returns, gathered without holding up the event loop."""
+        changed: set[str] = set()
+        self._surveys.append(changed)
+        try:
+            found: dict[tuple[str, str], Sighting] = {}
+            pending = deque(sorted(self._by_network.get(network, ())))
+            while True:
+                for _ in range(min(TURN, len(pending))):
+                    self._sight(network, pending.popleft(), found)
+                # Whoever has changed since is looked at (again), until nobody has: then all of it is true at once.
+                for pod in changed:
+                    pending.extend((pod, attachment) for attachment in self._attachments if (pod, attachment) in found)
+                    pending.extend((pod, attachment) for attachment in self._endpoints.get(pod, ()))
+                changed.clear()
+                if not pending:
+                    return tuple(found.values())
+                await asyncio.sleep(0)
+        finally:
+            self._surveys.remove(changed)
+
+    def _sight(self, network: str, key: tuple[str, str], found: dict[tuple[str, str], Sighting]) -> None:
+        pod, attachment = key
+        if key not in self._by_network.get(network, ()):
+            found.pop(key, None)
+            return
+        endpoint = self._endpoints[pod][attachment]
+        settled = endpoint.machine is None or self.settled(endpoint.machine)
+        found[key] = Sighting(endpoint, self.is_live(endpoint), settled, self.came_from(endpoint))
+
+    def _tell_surveys(self, pods: Iterable[str]) -> None:
+        for changed in self._surveys:
+            changed.update(pods)
+
     def subnets(self) -> frozenset[IPNetwork]:
         """Of all networks."""
         return frozenset(subnet for found in self._attachments.values() for subnet in found.network.subnets)
@@ -249,8 +307,11 @@ class Cluster:
         """
         if endpoint.machine is None:
             return True
-        healthy = self._stores.pods.failure is None and self._stores.machines.failure is None
-        return healthy and self.settled(endpoint.machine)
+        return self.up_to_date() and self.settled(endpoint.machine)
+
+    def up_to_date(self) -> bool:
+        """False while a watch is broken that tells where machines are: the store may be older than a move."""
+        return self._stores.pods.failure is None and self._stores.machines.failure is None
 
     def is_source(self, endpoint: Endpoint) -> bool:
         """Whether the machine's present migration leaves this endpoint's pod."""
@@ -333,6 +394,7 @@ class Cluster:
                 (keys.add if present else keys.discard)(key)
                 if not keys:
                     del self._by_machine[machine]
+                self._tell_surveys(self._by_machine.get(machine, ()))
                 self._on_machine(machine)
         for state, present in ((old, False), (new, True)):
             for attachment in _asked(state):
@@ -348,6 +410,7 @@ class Cluster:
             waiting.set()
 
     def _index(self, key: str, pod: Object | None) -> None:
+        self._tell_surveys((key,))
         before = self._endpoints.pop(key, {})
         after = self._endpoints_in(key, pod) if pod is not None and facts.alive(pod) else {}
         if after:
@@ -358,6 +421,11 @@ class Cluster:
                 (members.add if present else members.discard)((key, attachment))
                 if not members:
                     del self._by_network[endpoint.network]
+                place = endpoint.network, endpoint.node
+                here = self._by_node.setdefault(place, set())
+                (here.add if present else here.discard)((key, attachment))
+                if not here:
+                    del self._by_node[place]
         for attachment in before.keys() - after.keys():
             self._drop_missed(attachment)
         machine = pod is not None and facts.machine_of(pod) is not None
@@ -454,6 +522,7 @@ class Cluster:
         after = self._nodes.get(name)
         if before == after:
             return
+        self._tell_surveys(self._endpoints)
         networks = set(self.networks())
         if before is not None and after is not None and replace(before, subnets=after.subnets) == after:
             networks &= {network for network, _ in set(before.subnets) ^ set(after.subnets)}
@@ -463,7 +532,13 @@ class Cluster:
     def _vmi_changed(self, old: Object | None, new: Object | None) -> None:
         item = facts.subject(old, new)
         reference = MachineReference(item["metadata"]["namespace"], item["metadata"]["name"])
+        self._tell_surveys(self._by_machine.get(reference, ()))
         self._on_machine(reference)
+        if self._on_endpoints is not None and _interface_name(old) != _interface_name(new):
+            # A pod may be seen before its machine, which alone says what the interface is called.
+            for key in sorted(self._by_machine.get(reference, ())):
+                for endpoint in self.endpoints_of(key):
+                    self._on_endpoints(endpoint.network, {endpoint.pod.uid: endpoint})
         if _place(old) == _place(new):
             return
         for key in self._by_machine.get(reference, ()):
@@ -477,6 +552,10 @@ def _asked(pod: Object | None) -> frozenset[str]:
         return frozenset(found.key for found in facts.secondaries(pod)) if pod is not None else frozenset()
     except ValueError:
         return frozenset()
+
+
+def _interface_name(vmi: Object | None) -> str | None:
+    return facts.interface_on_pod_network(vmi) if vmi is not None else None
 
 
 def _place(vmi: Object | None) -> tuple[object, object]:

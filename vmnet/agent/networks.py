@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 from vmnet import metrics
-from vmnet.agent.cluster import Cluster
+from vmnet.agent.cluster import Cluster, Sighting
 from vmnet.kernel.api import Gone, Kernel, KernelError
 from vmnet.model import names
 from vmnet.model.addresses import IPAddress, IPNetwork
@@ -21,8 +22,14 @@ from vmnet.plan.health import Fault, Part
 from vmnet.plan.network import PodInterface
 from vmnet.plan.state import NetworkState, NodeState
 from vmnet.plan.table import Marks, Table
+from vmnet.runtime.aside import aside
 
 log = logging.getLogger(__name__)
+
+
+LARGE: Final = 200
+"""Endpoints of a network that is compared beside the event loop: there it would take milliseconds."""
+Result = TypeVar("Result")
 
 
 class NetworkService(Protocol):
@@ -198,8 +205,8 @@ class Networks:
     async def _examine(self, name: str) -> tuple[Fault, ...] | None:
         ports = {
             found.port: found.pod
-            for found in self._cluster.endpoints(name)
-            if found.node == self.node_name and found.port in self._ports
+            for found in self._cluster.endpoints_on(self.node_name, name)
+            if found.port in self._ports
         }
         desired = self._desires.get(name)
         if desired is None or name not in self._rendered:
@@ -210,7 +217,8 @@ class Networks:
                 else None
             )
         observed = await self._kernel.observe_network(desired.network.namespace)
-        return health.faults(desired, observed, self._held.get(desired.network.namespace, {}), ports)
+        held = self._held.get(desired.network.namespace, {})
+        return await _calculate(desired, health.faults, desired, observed, held, ports)
 
     async def examine_node(self) -> tuple[Fault, ...]:
         """What is wrong with the node's own namespace. Raises KernelError."""
@@ -269,7 +277,7 @@ class Networks:
         tables, namespace = self._tables(desired), desired.network.namespace
         if observed is None:
             self._held.pop(namespace, None)
-        plan = network_plan.plan(desired, observed, tables, self._held.get(namespace, {}))
+        plan = await _calculate(desired, network_plan.plan, desired, observed, tables, self._held.get(namespace, {}))
         await self._load(namespace, tables, plan, observed.tables if observed is not None else {})
         self._desires[desired.network.name] = desired
 
@@ -557,41 +565,34 @@ class Networks:
         if written or network.stretched:
             return written
         here = [joining.endpoint] if joining is not None else []
-        here += [found for found in self._cluster.endpoints(network.name) if found.node == node.name]
+        here += self._cluster.endpoints_on(node.name, network.name)
         return tuple(dict.fromkeys(item.network for endpoint in here for item in endpoint.addresses))
 
     async def _desired(self, network: Network, observed: NetworkState, joining: LocalPort | None = None) -> NodeNetwork:
         """What the API wants here: ports that exist (or join now) and whose pods live, everyone else, their nodes."""
         node = self.this_node()
-        everywhere = self._cluster.endpoints(network.name)
+        everywhere = await self._cluster.survey(network.name)
+        nodes = {other.name: other for other in self._cluster.nodes() if other.name != node.name}
+        place = partial(_place, everywhere, nodes, self._cluster.up_to_date())
+        remotes, hosts, left = place() if len(everywhere) < LARGE else await aside(place)
+        peers = {other.address for other in hosts}
         network = network.at(self._parts(network, node, joining))
         present = {link.name for link in observed.ports()}
-        self._recall_names(everywhere, observed)
-        everywhere = self._cluster.endpoints(network.name)
+        self._recall_names(self._cluster.endpoints_on(node.name, network.name), observed)
         # A port that has lost its rules, and its guest's key with them, is closed unless the API says it is here.
         ports = [
             LocalPort(
                 found,
                 PortState.ACTIVE if self._cluster.is_live(found) or not network.stretched else PortState.STANDBY,
             )
-            for found in everywhere
-            if found.node == node.name and found.port in present
+            for found in self._cluster.endpoints_on(node.name, network.name)
+            if found.port in present
         ]
         if joining is not None:
             ports = [port for port in ports if port.endpoint.port != joining.endpoint.port] + [joining]
         for port in ports:
             self._ports[port.endpoint.port] = port.endpoint
-        remotes, peers, hosts = [], set(), set()
-        for found in everywhere:
-            other = self._cluster.node(found.node)
-            if other is None or other.name == node.name:
-                continue
-            peers.add(other.address)
-            hosts.add(other)
-            if self._cluster.is_live(found):
-                remotes.append(RemoteEndpoint(found, other.address, self._cluster.certain(found)))
         # Where a machine has left connections behind, its frames and what belongs to them must go on to arrive.
-        left = {source for found in everywhere if (source := self._cluster.came_from(found)) is not None}
         former = self._former(network, observed)
         left |= former
         hosts |= {other for other in left if other.name != node.name}
@@ -625,7 +626,7 @@ class Networks:
             mtu=network.effective_mtu(bridge[1] if bridge else state.mtu, node.address.version),
             join=join,
             ports=tuple(ports),
-            remotes=tuple(remotes) if network.overlaid else (),
+            remotes=remotes if network.overlaid else (),
             peers=tuple(sorted(peers, key=str)) if network.overlaid else (),
             routers=tuple(sorted(routers, key=lambda other: other.name)),
             homes=tuple(
@@ -696,9 +697,9 @@ class Networks:
         self._rendered[desired.network.name] = desired.network
         self._mtus[desired.network.id] = desired.mtu
         local = tuple(port.endpoint for port in desired.ports)
-        everywhere = self._cluster.live_endpoints(desired.network.name)
         for service in self._services:
-            await service.follow(desired.network, desired.mtu, local, everywhere)
+            members = self._cluster.members(desired.network.name)
+            await service.follow(desired.network, desired.mtu, local, filter(self._cluster.is_live, members))
 
     async def _leave(self, network: Network) -> None:
         for service in self._services:
@@ -736,6 +737,32 @@ class Networks:
         endpoint = self._ports.pop(port, None)
         if endpoint is not None:
             self._on_detached(endpoint)
+
+
+def _place(
+    everywhere: Iterable[Sighting], nodes: Mapping[str, Node], up_to_date: bool
+) -> tuple[tuple[RemoteEndpoint, ...], set[Node], set[Node]]:
+    """Who is on the other nodes, which nodes these are, and where machines came from. ``nodes``: the others by name."""
+    remotes, hosts, left = [], set(), {}
+    for seen in everywhere:
+        found, source = seen.endpoint, seen.came_from
+        if source is not None:
+            left[source.name] = source
+        other = nodes.get(found.node)
+        if other is None:
+            continue
+        hosts.add(found.node)
+        if seen.is_live:
+            certain = found.machine is None or (up_to_date and seen.settled)
+            remotes.append(RemoteEndpoint(found, other.address, certain))
+    return tuple(remotes), {nodes[name] for name in hosts}, set(left.values())
+
+
+async def _calculate(desired: NodeNetwork, function: Callable[..., Result], *arguments: object) -> Result:
+    """The result of a function of values, beside the event loop where it takes long."""
+    if len(desired.remotes) + len(desired.ports) < LARGE:
+        return function(*arguments)
+    return await aside(function, *arguments)
 
 
 def _count(found: Iterable[ops.Op]) -> None:

@@ -119,6 +119,11 @@ class Responders:
         """Whether that network's responder has its sockets."""
         return network_id in self._running
 
+    def serves(self, network: Network) -> bool:
+        """Whether ``serve`` would leave the network's sockets and zones as they are."""
+        running = self._running.get(network.id)
+        return running is not None and _served_alike(running.network, network)
+
     async def serve(self, network: Network, names: Names) -> None:
         """Serve exactly these names.
 

@@ -42,7 +42,10 @@ class NameService:
         """
         if network.role is not Role.PRIMARY:
             return
-        await self._responders.serve(network, self._names(network.name))
+        if not self._responders.serves(network):
+            await self._responders.serve(network, self._names(network.name))
+            # What has changed while the sockets were opened was nobody's yet; from now on names are followed.
+            self._responders.follow(network.name, lambda: self._names(network.name))
 
     async def leave(self, network_id: NetworkId) -> None:
         """The network leaves this node."""

@@ -5,9 +5,10 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
@@ -18,6 +19,7 @@ from vmnet.kernel.api import Gone, Kernel, KernelError, LastFrame, Unsupported
 from vmnet.kernel.commands import Batch
 from vmnet.kernel.namespaces import Workers
 from vmnet.model.addresses import IPAddress, IPInterface, IPNetwork, parse_mac
+from vmnet.model.addresses import address as parse_address
 from vmnet.model.connection import Connection, Flow, Outcome
 from vmnet.model.names import (
     BRIDGE,
@@ -45,6 +47,7 @@ from vmnet.plan.state import (
     PodState,
 )
 from vmnet.plan.table import DIGEST_PREFIX, TABLE_PREFIX, Marks
+from vmnet.runtime.aside import aside
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,10 @@ TIMEOUT: Final = 60.0
 """Seconds for one program; 10,000 elements take less than one."""
 _NO_ENTRY: Final = "No such file or directory"
 """What nft says of a table that is not there."""
+LONG: Final = 1 << 16
+"""Characters of dumps that are read beside the event loop: some hundred entries, milliseconds."""
+_BETWEEN: Final = re.compile(r"[\s,]*")
+_DECODER: Final = json.JSONDecoder()
 LIST_CHAINS: Final = ["nft", "-j", "list", "chains"]
 
 
@@ -121,44 +128,21 @@ class LinuxKernel(Kernel):
         if not namespaces.path_of(namespace).exists():
             return None
         links, neighbours, fdb, routes4, routes6, rules, ruleset, listed = await asyncio.gather(
-            self._json(namespace, ["ip", "-j", "-d", "addr", "show"]),
-            self._json(namespace, ["ip", "-j", "neigh", "show", "nud", "permanent"]),
-            self._json(namespace, ["bridge", "-j", "fdb", "show"]),
-            self._json(namespace, ["ip", "-j", "-4", "route", "show"]),
-            self._json(namespace, ["ip", "-j", "-6", "route", "show"]),
+            self._output(namespace, ["ip", "-j", "-d", "addr", "show"]),
+            self._output(namespace, ["ip", "-j", "neigh", "show", "nud", "permanent"]),
+            self._output(namespace, ["bridge", "-j", "fdb", "show"]),
+            self._output(namespace, ["ip", "-j", "-4", "route", "show"]),
+            self._output(namespace, ["ip", "-j", "-6", "route", "show"]),
             # The family that is written last.
-            self._json(namespace, ["ip", "-j", "-6", "rule", "show"]),
+            self._output(namespace, ["ip", "-j", "-6", "rule", "show"]),
             # Elements of the other tables are never read back: they may be many, and the digest speaks for them.
-            self._json(namespace, ["nft", "-j", "list", "table", *firewall.TABLE.split()], missing={}),
-            self._json(namespace, LIST_CHAINS),
+            self._output(namespace, ["nft", "-j", "list", "table", *firewall.TABLE.split()], missing="{}"),
+            self._output(namespace, LIST_CHAINS),
         )
-        entries, floods = _fdb(item for item in fdb if item["ifname"] != VXLAN_L3)
-        static = _neighbours(neighbours)
-        routes = [*routes4, *routes6]
-        sets, chains = _ruleset(ruleset)
-        return NetworkState(
-            namespace=namespace,
-            links={InterfaceName(link["ifname"]): _link(link) for link in links},
-            neighbours=static.get(BRIDGE, {}),
-            routers=static.get(VXLAN_L3, {}),
-            tunnels={
-                MacAddress(item["mac"]): ipaddress.ip_address(item["dst"])
-                for item in fdb
-                if item["ifname"] == VXLAN_L3 and "dst" in item
-            },
-            routes=_routes(routes),
-            homes=frozenset(int(item["fwmark"], 16) for item in rules if "fwmark" in item),
-            fdb=entries,
-            floods=floods,
-            default_routes=frozenset(
-                ipaddress.ip_address(item["gateway"]).version
-                for item in routes
-                if item["dst"] == "default" and "gateway" in item
-            ),
-            sets=sets,
-            chains=chains,
-            tables=_digests(listed),
-        )
+        dumps = (links, neighbours, fdb, routes4, routes6, rules, ruleset, listed)
+        if sum(map(len, dumps)) < LONG:
+            return _network_state(namespace, *dumps)
+        return await aside(_network_state, namespace, *dumps)
 
     async def observe_pod(self, netns: str, interface: InterfaceName) -> PodState | None:
         """One interface of a pod."""
@@ -367,6 +351,13 @@ class LinuxKernel(Kernel):
         return await self._json_at(str(namespaces.path_of(namespace)) if namespace else None, argv, missing)
 
     async def _json_at(self, netns: str | None, argv: list[str], missing: Any = None) -> Any:
+        output = await self._output_at(netns, argv, json.dumps(missing) if missing is not None else None)
+        return json.loads(output) if output.strip() else []
+
+    async def _output(self, namespace: NamespaceName, argv: list[str], missing: str | None = None) -> str:
+        return await self._output_at(str(namespaces.path_of(namespace)), argv, missing)
+
+    async def _output_at(self, netns: str | None, argv: list[str], missing: str | None) -> str:
         try:
             code, output, errors = await self._run(netns, argv)
         except Gone:
@@ -378,7 +369,7 @@ class LinuxKernel(Kernel):
                 return missing
             kind = Gone if commands.is_gone(errors) else KernelError
             raise kind(f"{' '.join(argv)} in {netns or 'the node'}: {errors.strip()}")
-        return json.loads(output) if output.strip() else []
+        return output
 
 
 def _program(argv: Sequence[str], stdin: str) -> tuple[int, str, str]:
@@ -392,6 +383,61 @@ def _program(argv: Sequence[str], stdin: str) -> tuple[int, str, str]:
         env={**os.environ, "LC_ALL": "C"},
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def _network_state(
+    namespace: NamespaceName,
+    links: str,
+    neighbours: str,
+    fdb: str,
+    routes4: str,
+    routes6: str,
+    rules: str,
+    ruleset: str,
+    listed: str,
+) -> NetworkState:
+    """What the dumps say. It may take a second of processor time, with tens of thousands of entries."""
+    forwarding = list(_items(fdb))
+    entries, floods = _fdb(item for item in forwarding if item["ifname"] != VXLAN_L3)
+    static = _neighbours(_items(neighbours))
+    routes = [*_items(routes4), *_items(routes6)]
+    sets, chains = _ruleset(_document(ruleset))
+    return NetworkState(
+        namespace=namespace,
+        links={InterfaceName(link["ifname"]): _link(link) for link in _items(links)},
+        neighbours=static.get(BRIDGE, {}),
+        routers=static.get(VXLAN_L3, {}),
+        tunnels={
+            MacAddress(item["mac"]): parse_address(item["dst"])
+            for item in forwarding
+            if item["ifname"] == VXLAN_L3 and "dst" in item
+        },
+        routes=_routes(routes),
+        homes=frozenset(int(item["fwmark"], 16) for item in _items(rules) if "fwmark" in item),
+        fdb=entries,
+        floods=floods,
+        default_routes=frozenset(
+            parse_address(item["gateway"]).version for item in routes if item["dst"] == "default" and "gateway" in item
+        ),
+        sets=sets,
+        chains=chains,
+        tables=_digests(_document(listed)),
+    )
+
+
+def _document(text: str) -> Any:
+    return json.loads(text) if text.strip() else {}
+
+
+def _items(text: str) -> Iterator[dict[str, Any]]:
+    """The objects of an array, one after another: nothing else runs while all of them are read at once."""
+    at = text.find("[") + 1
+    while at:
+        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr] # it matches nothing, too
+        if text[at : at + 1] != "{":
+            return
+        item, at = _DECODER.raw_decode(text, at)
+        yield item
 
 
 def _link(link: dict[str, Any]) -> LinkState:
@@ -431,7 +477,7 @@ def _neighbours(items: Iterable[dict[str, Any]]) -> dict[InterfaceName, dict[IPA
     for item in items:
         if "lladdr" in item:
             held = found.setdefault(InterfaceName(item["dev"]), {})
-            held[ipaddress.ip_address(item["dst"])] = parse_mac(item["lladdr"])
+            held[parse_address(item["dst"])] = parse_mac(item["lladdr"])
     return found
 
 
@@ -443,7 +489,7 @@ def _routes(items: Iterable[dict[str, Any]]) -> dict[IPNetwork, IPAddress | None
         if item.get("type") == "unreachable":
             found[ipaddress.ip_network(item["dst"])] = None
         elif item.get("dev") == VXLAN_L3 and "gateway" in item:
-            found[ipaddress.ip_network(item["dst"])] = ipaddress.ip_address(item["gateway"])
+            found[ipaddress.ip_network(item["dst"])] = parse_address(item["gateway"])
     return found
 
 
@@ -453,14 +499,14 @@ def _fdb(items: Iterable[dict[str, Any]]) -> tuple[frozenset[FdbEntry], frozense
         interface = InterfaceName(item["ifname"])
         if item["mac"] == "00:00:00:00:00:00":
             if "dst" in item:
-                floods.add(ipaddress.ip_address(item["dst"]))
+                floods.add(parse_address(item["dst"]))
             continue
         if interface in (BRIDGE, UPLINK) or item.get("state") == "permanent":
             continue
         flags = item.get("flags", ())
         if interface == VXLAN_L2 and "dst" not in item:
             continue  # the bridge's half of the entry; the device's half carries the VTEP
-        vtep = ipaddress.ip_address(item["dst"]) if "dst" in item else None
+        vtep = parse_address(item["dst"]) if "dst" in item else None
         entries.add(FdbEntry(MacAddress(item["mac"]), interface, vtep, "extern_learn" in flags))
     return frozenset(entries), frozenset(floods)
 

@@ -65,7 +65,12 @@ def transit(number: int) -> tuple[IPv4Interface, IPv6Interface]:
 
 def address(text: str) -> IPAddress:
     """Parse one address. Raises ValueError."""
-    return ipaddress.ip_address(text)
+    six = ":" in text
+    try:
+        packed = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return ipaddress.ip_address(text)  # with a scope, or its complaint
+    return IPv6Address(packed) if six else IPv4Address(packed)
 
 
 def interface(text: str) -> IPInterface:
