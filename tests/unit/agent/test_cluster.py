@@ -185,3 +185,25 @@ def test_a_node_s_address_concerns_every_network(red: Any) -> None:
     red.node("n2", "172.30.0.99")
     assert sorted(red.networks) == ["red_bare", "red_storage", "red_tenant"]
     assert [str(node.address) for node in red.cluster.nodes()] == ["172.30.0.11", "172.30.0.99"]
+
+
+async def test_a_survey_sees_who_came_and_went_while_it_looked(red: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmnet.agent.cluster.TURN", 1)
+    for name, address in (("a", "10.20.0.3/16"), ("b", "10.20.0.4/16"), ("c", "10.20.0.5/16")):
+        red.pod(f"red/{name}", red__tenant=address)
+    looking = asyncio.create_task(red.cluster.survey("red_tenant"))
+    await asyncio.sleep(0)  # it has looked at the first
+    red.pod("red/a", red__tenant="10.20.0.9/16")
+    red.pod("red/d", red__tenant="10.20.0.6/16")
+
+    found = {seen.endpoint for seen in await looking}
+
+    assert found == set(red.cluster.endpoints("red_tenant"))
+    assert len(found) == 4
+
+
+def test_a_node_s_endpoints_are_found_without_the_others(red: Any) -> None:
+    red.pod("red/a", red__tenant="10.20.0.3/16")
+    everybody = red.cluster.endpoints("red_tenant")
+    assert red.cluster.endpoints_on(everybody[0].node, "red_tenant") == everybody
+    assert red.cluster.endpoints_on("n9", "red_tenant") == ()
