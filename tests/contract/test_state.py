@@ -27,7 +27,7 @@ from vmnet.model.network import Network, Role, Topology
 from vmnet.wire import handover
 
 DATA = Path(__file__).parents[1] / "data" / "state"
-CURRENT = "0.1.0"
+CURRENT = "0.1.1"
 LATER: dict[str, Any] = {"addedLater": {"by": ["somebody", 1]}}
 
 NETWORKS = {

@@ -1,7 +1,10 @@
 """Names as a guest finds them, also while it moves, and what the administrator is told of them."""
 
+import base64
 import json
 import signal
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,9 +138,19 @@ async def test_names_are_answered_while_api_server_and_controller_are_away(healt
     await world.until("the API server answers", back)
 
 
-async def test_a_pods_c_library_finds_machines_and_a_guest_finds_the_pods_hostname(healthy: Any) -> None:
-    """glibc, by the resolv.conf that the kubelet wrote; the pod has a hostname under a headless Service."""
+@pytest.fixture(scope="module")
+def musl_lookup(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A program with musl's resolver in it, as base64."""
+    program = tmp_path_factory.mktemp("musl") / "lookup"
+    source = Path(__file__).parents[1] / "lookup.c"
+    subprocess.run(["musl-gcc", "-static", "-s", "-Os", "-o", str(program), str(source)], check=True, timeout=60)
+    return base64.b64encode(program.read_bytes()).decode()
+
+
+async def test_c_libraries_find_machines_and_a_guest_finds_a_pods_hostname(healthy: Any, musl_lookup: str) -> None:
+    """glibc and musl, by the resolv.conf that the kubelet or DHCP wrote; the pod has a hostname under a Service."""
     world, namespace = healthy, BLUE[0]
+    unpack = "mkdir -p /tmp && base64 -d >/tmp/lookup && chmod +x /tmp/lookup"
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -166,10 +179,21 @@ async def test_a_pods_c_library_finds_machines_and_a_guest_finds_the_pods_hostna
             words = ("exec", "-n", namespace, "asker", "--", "python3", "-c", _RESOLVE, name)
             return str(await world.lab.kubectl(*words)).strip()
 
-        assert await resolved(RED_NAME) == await world.ipv4(RED)
+        red = await world.ipv4(RED)
+        assert await resolved(RED_NAME) == red
+        pod_words = ("exec", "-i", "-n", namespace, "asker", "--")
+        await world.lab.kubectl(*pod_words, "sh", "-c", unpack, stdin=musl_lookup)
+        asked = await world.lab.kubectl(*pod_words, "/tmp/lookup", RED_NAME, "nobody")
+        assert red in asked.split()
+        assert asked.split()[-1] == "none"
 
         # The pod itself reads its own hostname in /etc/hosts; a guest asks, in full and by its search list.
         guest = await world.scenario.guest(*RED)
+        unpacked = await guest.run(["sh", "-c", unpack], input=musl_lookup, timeout=120)
+        assert unpacked.exit == 0, unpacked
+        asked = (await guest.run(["/tmp/lookup", RED_NAME, "blue.blue-namespace", "nobody"])).stdout.split()
+        assert {red, await world.ipv4(BLUE)} <= set(asked)
+        assert asked[-1] == "none"
         for name in (f"first.askers.{namespace}.svc.cluster.local", f"first.askers.{namespace}"):
 
             async def named(name: str = name) -> bool:

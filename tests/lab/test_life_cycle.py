@@ -28,6 +28,8 @@ from vmnet.model import names
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 SPACE = "life"
+LIVES = "lives"
+"""The headless Service under which the machines have names like pods."""
 GATEWAY = "10.77.0.1"
 GATEWAY6 = "fd77::1"
 GATEWAY_MAC = "0a:58:0a:4d:00:01"
@@ -65,6 +67,7 @@ def machine(name: str, kind: str = "VirtualMachine") -> dict[str, Any]:
             "resources": {"requests": {"memory": "128Mi"}},
         },
         "networks": [{"name": "net", "pod": {}}, {"name": "flat", "multus": {"networkName": f"{SPACE}/flat"}}],
+        "subdomain": LIVES,
         "terminationGracePeriodSeconds": 5,
     }
     body = {"runStrategy": "Always", "template": {"spec": spec}} if kind == "VirtualMachine" else spec
@@ -149,6 +152,16 @@ class Life:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE, "labels": labels}},
             network("net", "Primary", "10.77.0.0/16", "fd77::/64"),
             network("flat", "Secondary", "10.78.0.0/24", "fd78::/64"),
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"namespace": SPACE, "name": LIVES},
+                "spec": {
+                    "clusterIP": "None",
+                    "selector": {"kubevirt.io": "virt-launcher"},
+                    "ports": [{"name": "ssh", "port": 22}],
+                },
+            },
         )
         for name in ("net", "flat"):
             await self.lab.kubectl("wait", "-n", SPACE, f"udn/{name}", "--for=condition=NetworkReady", "--timeout=60s")
@@ -482,6 +495,19 @@ async def life() -> AsyncIterator[Life]:
 async def test_a_machine_starts(life: Life, name: str) -> None:
     await life.facts(name)
     await life.renewed(name)
+
+
+async def test_machines_have_names_under_a_headless_service_like_pods(life: Life) -> None:
+    """``hostname.subdomain.namespace.svc``, with the network's address: the lab has no other."""
+    asking = await life.guest("one")
+    for name in ("two", "alone"):
+        (wanted,) = (await (await life.guest(name)).run(["probe", "resolve", f"{name}.{SPACE}", "A"])).stdout.split()
+
+        async def named(name: str = name, wanted: str = wanted) -> bool:
+            words = ["probe", "resolve", f"{name}.{LIVES}.{SPACE}.svc.cluster.local", "A"]
+            return list((await asking.run(words)).stdout.split()) == [wanted]
+
+        await life.until(f"{name} has its name under the Service", named)
 
 
 @pytest.mark.parametrize("name", ["one", "alone"])

@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.timeout(300)]
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 KINDS: Final = {"console", "sh", "yaml", "promql", "json", "text"}
+_RESPONDER: Final = "tests/unit/vmnet_dns/test_server.py runs the program, on a port that is free"
 EXCUSED: Final = {
     "make demo": "tests/lab/test_demo.py is this scenario; the target installs, and runs it",
     "make workshop": "tests/lab/test_workshop.py is this command",
@@ -38,6 +39,8 @@ EXCUSED: Final = {
     ".venv/bin/vmnet lab down": "the fixture of these tests does it",
     "kubectl -n vmnet-system rollout status daemonset/vmnet-agent": "in the lab agents are processes, not pods",
     "kubectl get daemonset -n vmnet-system vmnet-agent": "in the lab agents are processes, not pods",
+    "python -m vmnet_dns zone.toml --listen 127.0.0.1:5353 --upstream 1.1.1.1 --allow 127.0.0.0/8": _RESPONDER,
+    "python -m vmnet_dns --help": _RESPONDER,
     "kubectl get servicemonitors -n vmnet-system --show-labels": "needs the Prometheus operator's definitions",
 }
 """Commands that no test runs as they stand, and why."""

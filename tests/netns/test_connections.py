@@ -163,17 +163,18 @@ async def test_only_an_address_s_own_connections_are_found_whoever_began(place: 
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_datagrams_that_are_led_elsewhere_are_found_and_forgotten(place: Any, version: int) -> None:
-    """Neither streams nor what nobody translates."""
+    """Not streams; what nobody translates leads to who was asked."""
     kernel, name = place
     wanted = served(version)
     others = [served(version, TCP), entry(flow(BACKEND[version], OWN[version], UDP, (2000, 2000)))]
     assert await kernel.put_connections(name, [wanted, *others]) == (Outcome.PLACED,) * 3
-    found = await kernel.datagrams(name)
-    asked, reply = wanted.original, wanted.reply
-    assert found == {Datagrams(asked.destination, 80, reply.source, 8080, asked)}
+    asked, reply, plain = wanted.original, wanted.reply, others[1].original
+    found = frozenset({Datagrams(asked.destination, 80, reply.source, 8080, asked)})
+    untranslated = Datagrams(plain.destination, 2000, plain.destination, 2000, plain)
+    assert await kernel.datagrams(name) == {*found, untranslated}
     assert await kernel.forget_datagrams(name, found) == 1
     assert await kernel.forget_datagrams(name, found) == 0
-    assert await kernel.datagrams(name) == frozenset()
+    assert await kernel.datagrams(name) == {untranslated}
     assert len(await kernel.connections_of(name, [ip_address(OWN[version])])) == 2
 
 

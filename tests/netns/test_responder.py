@@ -152,23 +152,7 @@ async def test_without_a_way_to_the_world_failure_comes_soon(networks: tuple[Net
         await kernel.close()
 
 
-MUSL = """
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <stdio.h>
-int main(int count, char **words) {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
-    char text[64];
-    for (int at = 1; at < count; at++) {
-        if (getaddrinfo(words[at], 0, &hints, &found)) { puts("none"); continue; }
-        for (; found; found = found->ai_next) {
-            getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, 0, 0, NI_NUMERICHOST);
-            puts(text);
-        }
-    }
-    return 0;
-}
-"""
+LOOKUP = Path(__file__).parents[1] / "lookup.c"
 
 
 @pytest.mark.skipif(shutil.which("musl-gcc") is None or shutil.which("host") is None, reason="needs musl and host")
@@ -176,9 +160,8 @@ async def test_resolvers_of_others_find_names_by_the_search_list(
     networks: tuple[Network, Network], tmp_path: Path
 ) -> None:
     one, _ = networks
-    source, program = tmp_path / "lookup.c", tmp_path / "lookup"
-    source.write_text(MUSL)
-    await run("musl-gcc", "-static", "-o", str(program), str(source))
+    program = tmp_path / "lookup"
+    await run("musl-gcc", "-static", "-o", str(program), str(LOOKUP))
     # "ip netns exec" puts this in the place of /etc/resolv.conf.
     configuration = Path("/etc/netns") / one.namespace
     kernel = LinuxKernel()

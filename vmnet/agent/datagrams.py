@@ -1,8 +1,8 @@
 """Leads datagrams away from backends that have gone.
 
 A new table is for new connections; conntrack takes whoever goes on sending datagrams for an old one, for ever. So when
-a backend goes, after the tables that do without it, its entries are deleted. An agent that starts looks once at what
-happened while there was none.
+a backend goes, after the tables that do without it, its entries are deleted; and when there is something new to ask
+for, those of who asked too early. An agent that starts looks once at what happened while there was none.
 """
 
 import logging
@@ -49,8 +49,10 @@ class Datagrams:
         if before is None:
             look = bool(wanted)
         else:
-            look = network.id in self._spared or any(
-                answering - wanted.get(asked, frozenset()) for asked, answering in before.items()
+            look = (
+                network.id in self._spared
+                or not wanted.keys() <= before.keys()  # who asked before it was there is remembered as not led anywhere
+                or any(answering - wanted.get(asked, frozenset()) for asked, answering in before.items())
             )
         if look:
             namespace = names.network_namespace(network.id)

@@ -97,7 +97,7 @@ class Kernel(Protocol):
         ...
 
     async def datagrams(self, namespace: NamespaceName | None) -> frozenset[Datagrams]:
-        """Entries of a conntrack (None: the node's) for UDP whose destination was translated. Raises Gone."""
+        """Entries of a conntrack (None: the node's) for UDP. Raises Gone."""
         ...
 
     async def forget_datagrams(self, namespace: NamespaceName | None, entries: Collection[Datagrams]) -> int:

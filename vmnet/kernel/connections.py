@@ -17,7 +17,6 @@ from vmnet.model.addresses import IPAddress
 from vmnet.model.connection import (
     ASSURED,
     CONFIRMED,
-    DESTINATION_TRANSLATED,
     PROTOCOLS,
     SEEN_REPLY,
     TCP,
@@ -213,7 +212,7 @@ def ends(connections: Iterable[Connection]) -> frozenset[IPAddress]:
 
 
 def datagrams() -> frozenset[Datagrams]:
-    """UDP whose destination is translated."""
+    """All of UDP."""
     with Conntrack() as conntrack:
         return frozenset(
             Datagrams(
@@ -224,7 +223,7 @@ def datagrams() -> frozenset[Datagrams]:
                 item.original,
             )
             for item in conntrack.all()
-            if item.original.protocol == UDP and item.status & DESTINATION_TRANSLATED
+            if item.original.protocol == UDP
         )
 
 

@@ -125,8 +125,14 @@ def make_mounts(container: Mapping[str, Any], pod: Mapping[str, Any], readable: 
             namespaces.mount(source, target, flags=namespaces.MS_BIND | namespaces.MS_REC)
             if mount.get("mountPropagation") != "HostToContainer":
                 namespaces.mount("none", target, flags=namespaces.MS_REC | namespaces.MS_PRIVATE)
+    places = [path.resolve() for path in readable]
+    hidden = {path: os.open(path, os.O_PATH) for path in sorted(places) if path.is_relative_to(TEMPORARY)}
     namespaces.mount("tmpfs", TEMPORARY, "tmpfs", data="mode=1777")
-    for path in readable:
+    for path, descriptor in hidden.items():
+        path.mkdir(parents=True, exist_ok=True)
+        namespaces.mount(f"/proc/self/fd/{descriptor}", path, flags=namespaces.MS_BIND | namespaces.MS_REC)
+        os.close(descriptor)
+    for path in places:
         _reveal(path)
     for name in READ_ONLY:
         namespaces.bind(name, name)
@@ -149,7 +155,6 @@ def _set_read_only(target: str, wanted: bool = True, recursive: bool = False) ->
 
 def _reveal(path: Path) -> None:
     """Let everybody reach a directory below one that its owner keeps to himself, such as /root."""
-    path = path.resolve()
     for place in reversed(path.parents):
         if not place.stat().st_mode & stat.S_IXOTH:
             aside = TEMPORARY / "aside"

@@ -255,7 +255,8 @@ def astray(
     return frozenset(
         entry
         for entry in entries
-        if any(entry.backend.version == pool.version and entry.backend in pool for pool in (JOIN_IPV4, JOIN_IPV6))
+        if (entry.backend, entry.backend_port) != (entry.asked, entry.port)
+        and any(entry.backend.version == pool.version and entry.backend in pool for pool in (JOIN_IPV4, JOIN_IPV6))
         and (entry.backend, entry.backend_port)
         != external.get((entry.asked, entry.port), ports.get((entry.asked.version, entry.port)))
     )
@@ -264,7 +265,7 @@ def astray(
 def stale(
     entries: Iterable[Datagrams], wanted: Mapping[Place, frozenset[Place]], former: Collection[Place] = ()
 ) -> frozenset[Datagrams]:
-    """The entries that lead to who may not answer any more. ``former``: what was asked for, and is not served now."""
+    """The entries that lead to who may not answer. ``former``: what was asked for, and is not served now."""
     return frozenset(
         entry
         for entry in entries

@@ -155,7 +155,7 @@ class Cgroup:
 
 @dataclass(frozen=True, slots=True)
 class Datagrams:
-    """A conntrack entry for UDP whose destination was translated: what was asked for, and who answers.
+    """A conntrack entry for UDP: what was asked for, and who answers. Both are the same where nothing was translated.
 
     ``flow`` is what the one who asks sends, and names the entry.
     """

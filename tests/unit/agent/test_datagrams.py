@@ -67,7 +67,9 @@ async def test_an_agent_that_starts_looks_once(world: World) -> None:
     assert world.kernel.looks == 1
     await world.follow(web=frozenset({A}))
     await world.follow(web=frozenset({A, B}), other=frozenset({A}))
-    assert world.kernel.looks == 1, "nobody has gone"
+    assert world.kernel.looks == 2, "other is new"
+    await world.follow(web=frozenset({A, B}), other=frozenset({A, B}))
+    assert world.kernel.looks == 2, "nobody has gone"
 
 
 async def test_a_backend_or_a_service_that_goes_takes_its_entries_along(world: World) -> None:
