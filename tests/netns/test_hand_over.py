@@ -22,6 +22,7 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from vmnet.lab import topology
+from vmnet.lab.errors import LabError
 from vmnet.lab.lab import Lab
 from vmnet.model import addresses, names
 
@@ -211,7 +212,17 @@ class World:
         }
         if migration:
             body["metadata"]["labels"][names.MIGRATION_JOB_LABEL] = migration
-        await self.apply(body)
+
+        async def accepted() -> bool:
+            try:
+                await self.apply(body)
+            except LabError as error:
+                if "failed calling webhook" not in str(error):
+                    raise
+                return False  # a controller that has just begun does not listen yet; KubeVirt tries again, too
+            return True
+
+        await self.until("the launcher is let in", accepted)
         await self.ready(name)
         self.uids[name] = (await self.get("pod", name))["metadata"]["uid"]
         return name
@@ -436,8 +447,11 @@ class World:
                 found.append(place)
         return found
 
-    async def moved(self, *ways: tuple[str, str]) -> None:
-        """Since the migration began each FDB has had the machine at these nodes (and launchers), and nowhere else."""
+    async def moved(self, *ways: tuple[str, str], again: bool = False) -> None:
+        """Since the migration began each FDB has had the machine at these nodes (and launchers), and nowhere else.
+
+        ``again``: it may have gone all that way once more.
+        """
         wanted: dict[str, list[str]] = {}
         for here in NODES:
             devices = [
@@ -450,7 +464,7 @@ class World:
         async def right() -> bool:
             nonlocal seen
             seen = {node: self.moves(node, abroad=node == "n1")[self.before[node] :] for node in NODES}
-            return seen == wanted
+            return all(seen[node] in (wanted[node], wanted[node] * 2 if again else None) for node in NODES)
 
         try:
             await self.until("the moves", right, 20)
@@ -555,7 +569,8 @@ async def test_a_target_that_fails_leaves_the_machine_where_it_was(world: World,
     await world.gates_are(**{source: "open"})
     await world.answered_by(world.launcher)
     if how == "dies":
-        await world.moved(*ways)
+        # docs/migration.md, "Limits": the dead target's agent may announce once more before the source does.
+        await world.moved(*ways, again=bool(ways))
 
 
 async def test_a_source_that_dies_after_the_guest_has_left_is_not_missed(world: World) -> None:

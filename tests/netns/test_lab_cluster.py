@@ -259,7 +259,8 @@ class Terminal:
         os.set_blocking(self._master, False)
         self.resize(40, 132)
         self.process = await asyncio.create_subprocess_exec(
-            *("setsid", "--ctty", "--wait", str(kubectl.find()), *words),
+            # Whoever was started by nohup does not know when its terminal is gone.
+            *("env", "--default-signal=HUP", "setsid", "--ctty", "--wait", str(kubectl.find()), *words),
             stdin=slave,
             stdout=slave,
             stderr=slave,

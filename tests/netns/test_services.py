@@ -463,11 +463,11 @@ async def test_node_ports_on_every_node(fabric: Fabric) -> None:
         text for number in (1, 2, 3) for text in (f"100.88.0.{number}", f"fd97::{number}")
     }
     # Processes of a node, and pods by the address of any node, their own one too.
-    assert who_answered(await fabric.ask("n3", *node_ports(*NODES) * 2)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("n3", *node_ports(*NODES) * 4)) == {"web-0", "web-1"}
     for who in ("near", "web-0"):
-        assert who_answered(await fabric.ask(who, *node_ports(*NODES) * 2)) == {"web-0", "web-1"}
+        assert who_answered(await fabric.ask(who, *node_ports(*NODES) * 4)) == {"web-0", "web-1"}
     # The other network is outside.
-    assert who_answered(await fabric.ask("twin-0", *node_ports(*NODES) * 2)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("twin-0", *node_ports(*NODES) * 4)) == {"web-0", "web-1"}
     assert await fabric.ask("outside", *node_ports("n1", port=30081), wait=5) == ["refused"] * 4
 
 
@@ -568,9 +568,9 @@ async def test_external_traffic_policy_local(fabric: Fabric) -> None:
     await led_by(fabric, "n3", *BALANCER)
     assert await fabric.ask("outside", *node_ports("n3"), *balanced(), wait=2) == ["silence"] * 8
     # Pods and the nodes themselves could as well use the cluster address: they get every endpoint, from everywhere.
-    assert who_answered(await fabric.ask("near", *[*balanced(), *node_ports("n1")] * 3)) == {"web-0", "web-1"}
-    assert who_answered(await fabric.ask("twin-0", *balanced() * 3)) == {"web-0", "web-1"}
-    assert who_answered(await fabric.ask("n3", *[*balanced(), *node_ports("n3")] * 3)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("near", *[*balanced(), *node_ports("n1")] * 6)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("twin-0", *balanced() * 6)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("n3", *[*balanced(), *node_ports("n3")] * 6)) == {"web-0", "web-1"}
     # One that ends but serves is better than none on its node, whoever is ready on another one.
     await fabric.put(*web("web-0", "web-1", web_0=ENDING))
     assert who_answered(await fabric.ask("outside", *node_ports("n1") * 3)) == {"web-0"}
@@ -586,7 +586,7 @@ async def test_internal_traffic_policy_local(fabric: Fabric) -> None:
     web = service("web", 21, type="NodePort", ports=NODE_PORTS, internalTrafficPolicy="Local")
     await fabric.put(web, *slices("web", "web-0", "web-1"))
     assert await fabric.ask("near", *everything(21) * 3) == [f"web-0 {client}" for client in clients("near") * 3]
-    assert who_answered(await fabric.ask("outside", *node_ports("n1") * 3)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("outside", *node_ports("n1") * 6)) == {"web-0", "web-1"}
     await fabric.put(*slices("web", "web-0", "web-1", web_0=ENDING))
     assert who_answered(await fabric.ask("near", *everything(21) * 2)) == {"web-0"}
     await fabric.put(*slices("web", "web-1"))
@@ -607,7 +607,7 @@ async def test_a_target_port_s_name_may_mean_another_number_in_each_pod(fabric: 
     for _, item in new:
         item["metadata"]["name"] += "-new"
     await fabric.put(service("web", 21, ports=[{"name": "http", "port": 80, "targetPort": "www"}]), *old, *new)
-    assert who_answered(await fabric.ask("near", *both("tcp", 21) * 6)) == {"web-0", "web-1"}
+    assert who_answered(await fabric.ask("near", *both("tcp", 21) * 16)) == {"web-0", "web-1"}
 
 
 async def test_a_headless_service_and_one_of_a_single_family(fabric: Fabric) -> None:
@@ -639,9 +639,9 @@ async def test_networks_with_one_subnet_each_have_their_own_services(fabric: Fab
     )
     await led_by(fabric, "n3", BALANCER[0], "172.30.0.201")
     for on in NODES:
-        assert who_answered(await fabric.ask("outside", *node_ports(on) * 3)) == {"web-0", "web-1"}
-        assert who_answered(await fabric.ask("outside", *node_ports(on, port=30090) * 3)) == {"twin-0", "twin-1"}
-    assert who_answered(await fabric.ask("outside", *balanced(80, ["172.30.0.201"]) * 4)) == {"twin-0", "twin-1"}
+        assert who_answered(await fabric.ask("outside", *node_ports(on) * 6)) == {"web-0", "web-1"}
+        assert who_answered(await fabric.ask("outside", *node_ports(on, port=30090) * 6)) == {"twin-0", "twin-1"}
+    assert who_answered(await fabric.ask("outside", *balanced(80, ["172.30.0.201"]) * 16)) == {"twin-0", "twin-1"}
     # The same two addresses ask, at the same time, each in its network.
     blue, twin = await asyncio.gather(
         fabric.ask("near", *everything(21) * 3), fabric.ask("twin-1", *everything(31) * 3)
