@@ -35,7 +35,9 @@ async def test_a_guest_is_configured_by_what_the_network_tells_it(world: Any, ma
     routers = [line.split()[2] for line in (await run("ip", "-6", "route", "show", "default")).splitlines()]
     assert routers == ["fe80::1"]
     neighbours = (await run("ip", "-6", "neigh", "show")).splitlines()
-    assert [line.split()[0] for line in neighbours if " router " in f"{line} "] == ["fe80::1"]
+    # Who asks the gateway for names by its global address hears, too, that it is a router.
+    links = [line.split()[0] for line in neighbours if line.startswith("fe80:") and " router " in f"{line} "]
+    assert links == ["fe80::1"]
     assert await run("cat", "/sys/class/net/eth0/mtu") == "1450"
     assert await run("hostname") == name
     lines = (await run("cat", "/etc/resolv.conf")).splitlines()
