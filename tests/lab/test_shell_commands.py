@@ -134,7 +134,7 @@ async def test_commands_of_the_shell_blocks_run(world: Any, tmp_path: Path) -> N
         )
         # What leaves a console; nobody else reads it.
         output, errors = await asyncio.wait_for(process.communicate(b"\x1d"), 150)
-        assert process.returncode == 0, (command, text, errors)
+        assert process.returncode == 0, (command, text, output.decode(), errors)
         assert output or errors, (command, text)
 
 
