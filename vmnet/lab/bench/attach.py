@@ -6,6 +6,7 @@ that nothing but their attachment is measured.
 
 import asyncio
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -91,4 +92,4 @@ async def _annotated(lab: Lab, count: int) -> list[list[str]]:
 
 def percentile(found: list[float], share: float) -> float:
     """The smallest value that ``share`` of them do not exceed."""
-    return sorted(found)[min(len(found) - 1, int(len(found) * share))]
+    return sorted(found)[max(0, math.ceil(len(found) * share) - 1)]
