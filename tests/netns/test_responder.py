@@ -155,7 +155,6 @@ async def test_without_a_way_to_the_world_failure_comes_soon(networks: tuple[Net
 LOOKUP = Path(__file__).parents[1] / "lookup.c"
 
 
-@pytest.mark.skipif(shutil.which("musl-gcc") is None or shutil.which("host") is None, reason="needs musl and host")
 async def test_resolvers_of_others_find_names_by_the_search_list(
     networks: tuple[Network, Network], tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from vmnet.model.names import InterfaceName
 from vmnet.model.network import Network, Role
 from vmnet.model.selection import selections
 from vmnet.plan.network import PodInterface
+from vmnet.runtime.tasks import first_failure
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Attachments:
                     tasks.create_task(self._isolation(pod))
                 found = [tasks.create_task(self._place(pod, attachment)) for attachment in wanted]
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            raise first_failure(group) from None
         return [task.result() for task in found]
 
     async def _isolation(self, pod: PodReference) -> None:
@@ -209,7 +210,7 @@ class Attachments:
                         tasks.create_task(self._lock(endpoint.pod, inside))
                     attached = tasks.create_task(self._networks.attach(network, endpoint, state, inside))
             except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+                raise first_failure(group) from None
             mtu = attached.result()
             await self._cut_overs.stage(network, mtu, endpoint, state)
         except NotReady as error:

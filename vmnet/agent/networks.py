@@ -477,8 +477,7 @@ class Networks:
         observed = await self._kernel.observe_network(network.namespace)
         if observed is None or endpoint.port not in observed.links:
             return None
-        standby = endpoint.port in observed.standby
-        waiting = standby and endpoint.port not in observed.open
+        standby, waiting = endpoint.port in observed.standby, observed.waits(endpoint.port)
         return Gate(open=not waiting and endpoint.mac not in observed.moved, standby=standby, waiting=waiting)
 
     async def open(self, network: Network, endpoint: Endpoint) -> None:

@@ -124,7 +124,7 @@ def _ports(observed: NetworkState, endpoints: Iterable[Endpoint]) -> list[dict[s
     found = []
     for link in sorted(observed.ports(), key=lambda item: item.name):
         owner = owners.get(link.name)
-        if link.name in observed.standby and link.name not in observed.open:
+        if observed.waits(link.name):
             state = "standby"
         elif owner is not None and owner.mac in observed.moved:
             state = "moved"

@@ -17,6 +17,7 @@ from vmnet.inspect.errors import InspectionError
 from vmnet.kube.api import KubeError
 from vmnet.lab.errors import LabError
 from vmnet.model.configuration import BY_PATH, ConfigurationError
+from vmnet.runtime.tasks import first_failure
 
 MISUSED: Final = 2
 """Exit status after words or a configuration that cannot be, as argparse has it."""
@@ -141,9 +142,7 @@ def _log_level() -> str:
 
 def report(words: Sequence[str], error: BaseException) -> int:
     """Print what failed and what to do next; returns the exit status."""
-    if isinstance(error, BaseExceptionGroup):
-        # A TaskGroup wraps whatever ended it; the first cause is what the administrator can act on.
-        return report(words, error.exceptions[0])
+    error = first_failure(error)  # what the administrator can act on
     name = " ".join(["vmnet", *[word for word in words[:2] if not word.startswith("-")]])
     print(f"{name}: {describe(error)}", file=sys.stderr)
     next_step = next_step_after(error)

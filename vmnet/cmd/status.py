@@ -16,6 +16,7 @@ from vmnet.inspect.local import ask
 from vmnet.inspect.verdicts import Grade, Verdict, judge
 from vmnet.kube.api import Kube, KubeError
 from vmnet.model.configuration import BY_PATH
+from vmnet.runtime.tasks import first_failure
 
 BROKEN: Final = 1
 UNREADABLE: Final = 2
@@ -110,7 +111,7 @@ async def _collect(kube: Kube, chosen: Connection) -> Any:
         return await collect(kube, chosen)
     except ExceptionGroup as group:
         # The first of what the lists have raised; the others say the same.
-        raise group.exceptions[0] from group
+        raise first_failure(group) from group
 
 
 def _unreadable(error: KubeError | InspectionError) -> int:

@@ -42,6 +42,7 @@ from vmnet.kube.api import (
     object_key,
 )
 from vmnet.model import names
+from vmnet.runtime.tasks import first_failure
 
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
 DAEMON_SETS: Final = Resource("apps", "v1", "daemonsets", "DaemonSet")
@@ -101,7 +102,7 @@ class _Gathering:
             try:
                 await part()
             except* (KubeError, InspectionError, TimeoutError) as group:
-                self._archive.miss(says, str(_first(group)))
+                self._archive.miss(says, str(first_failure(group)))
 
     async def _versions(self) -> None:
         found: dict[str, Any] = {"vmnet": version("vmnet"), "python": sys.version}
@@ -244,9 +245,3 @@ def _namespaces_of(resource: Resource, items: Iterable[Object]) -> list[str]:
     if resource in (UDNS, NADS, CLAIMS, VMIMS):
         return [item["metadata"]["namespace"] for item in items]
     return []
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

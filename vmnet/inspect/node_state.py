@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-NAMESPACES: Final = Path("/run/netns")
-"""Where the networks' namespaces are, by the names ``vmnet-<id>``."""
+from vmnet.kernel.namespaces import DIRECTORY
+
 SECONDS: Final = 20.0
 """For one command."""
 LIMIT: Final = 4 << 20
@@ -57,7 +57,7 @@ class Output:
         return {"path": self.path, "how": self.how, "text": self.text, "cut": self.cut, "error": self.error}
 
 
-async def read(namespaces: Path = NAMESPACES) -> list[Output]:
+async def read(namespaces: Path = DIRECTORY) -> list[Output]:
     """Everything, of the node's namespace and of all networks'."""
     slots = asyncio.Semaphore(AT_ONCE)
     found = await asyncio.to_thread(_present, namespaces)

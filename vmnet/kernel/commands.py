@@ -31,16 +31,14 @@ _UNSUPPORTED: Final = ("Operation not supported", "Unknown device type", "Protoc
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Lines for one program. A tolerant step removes what may be gone: its failures do not count.
-
-    ``first``: lines that go before them and may fail as well, in the same run. After a failure the rest is still tried.
+    """Lines for one program. Those that ``may_fail`` remove what may be gone; they go first, and after a failure of
+    one all others are still tried.
     """
 
     program: tuple[str, ...]
     netns: str | None
-    lines: tuple[str, ...]
-    tolerant: bool = False
-    first: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    may_fail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +62,26 @@ class Batch:
     @classmethod
     def of(cls, step: Step, op: Op) -> "Batch":
         """A batch that begins with a step."""
-        batch = cls(step, list(step.first), [op] * len(step.first))
+        batch = cls(step)
         batch.add(step, op)
         return batch
 
     def takes(self, step: Step) -> bool:
-        """Whether a step can go along: same program, same namespace, same tolerance."""
-        if self.step.first or step.first:
-            return False
-        mine = (self.step.program, self.step.netns, self.step.tolerant)
-        return mine == (step.program, step.netns, step.tolerant)
+        """Whether a step can go along: same program, same namespace, and all lines of both may fail, or none."""
+        mine = (self.step.program, self.step.netns, bool(self.step.lines), bool(self.step.may_fail))
+        mixed = self.step.lines and self.step.may_fail
+        return not mixed and mine == (step.program, step.netns, bool(step.lines), bool(step.may_fail))
 
     def add(self, step: Step, op: Op) -> None:
         """Append a step."""
-        self.lines += step.lines
-        self.owners += [op] * len(step.lines)
+        lines = (*step.may_fail, *step.lines)
+        self.lines += lines
+        self.owners += [op] * len(lines)
 
     def argv(self) -> list[str]:
         """The program as it is called."""
         program = list(self.step.program)
-        if (self.step.tolerant or self.step.first) and program[0] != "nft":
+        if self.step.may_fail:
             program.insert(1, "-force")
         return program
 
@@ -93,7 +91,7 @@ class Batch:
 
     def blame(self, errors: str) -> tuple[Op, str] | None:
         """The operation that failed, and what the program said; None when only such lines failed as may."""
-        if self.step.tolerant:
+        if not self.step.lines:
             return None
         said: list[str] = []
         failed = False
@@ -103,7 +101,7 @@ class Batch:
                 said.append(line)
                 continue
             failed, number = True, int(match.group(1)) - 1
-            if number >= len(self.step.first):
+            if number >= len(self.step.may_fail):
                 return self.owners[min(number, len(self.owners) - 1)], " ".join(said).strip()
             said.clear()
         return None if failed else (self.owners[0], " ".join(said).strip())
@@ -228,7 +226,7 @@ def render(op: Op) -> tuple[Step | Call, ...]:
                 rule = f"fwmark {mark:#x} lookup {mark}"
                 route = f"route replace default via {gateway} dev {interface} table {mark}"
                 # The rule may be there from a writer that died before it wrote the other family's.
-                steps.append(Step(program, _path(namespace), (f"rule del {rule}",), tolerant=True))
+                steps.append(Step(program, _path(namespace), may_fail=(f"rule del {rule}",)))
                 steps.append(Step(program, _path(namespace), (route, f"rule add {rule}")))
             return tuple(steps)
         case ops.SetNeighbour(namespace, interface, address, mac):
@@ -293,12 +291,12 @@ def _configure_pod(op: ops.ConfigurePod) -> tuple[Step | Call, ...]:
     steps: list[Step | Call] = [
         Call(op.netns, partial(_write_sysctls, sysctls), node=True),
         *([Call(op.netns, partial(_keep_default_routes, op.default_interface, untold))] if untold else []),
-        Step(plain, op.netns, tuple(up), first=tuple(stale)),
+        Step(plain, op.netns, tuple(up), may_fail=tuple(stale)),
     ]
     if rules[6]:
         # Unlike routes, rules do not tell their family by their addresses.
         stale6, up6 = (tuple(f"rule {verb} {rule}" for rule in rules[6]) for verb in ("del", "add"))
-        steps.append(Step(inet6, op.netns, up6, first=stale6))
+        steps.append(Step(inet6, op.netns, up6, may_fail=stale6))
     return tuple(steps)
 
 
@@ -336,8 +334,13 @@ def _path(namespace: NamespaceName | None) -> str | None:
 
 
 def _ip(namespace: NamespaceName | None, *lines: str, tolerant: bool = False) -> Step:
-    return Step(("ip", "-batch", "-"), _path(namespace), lines, tolerant)
+    return _step("ip", namespace, lines, tolerant)
 
 
 def _bridge(namespace: NamespaceName | None, *lines: str, tolerant: bool = False) -> Step:
-    return Step(("bridge", "-batch", "-"), _path(namespace), lines, tolerant)
+    return _step("bridge", namespace, lines, tolerant)
+
+
+def _step(program: str, namespace: NamespaceName | None, lines: tuple[str, ...], tolerant: bool) -> Step:
+    words, where = (program, "-batch", "-"), _path(namespace)
+    return Step(words, where, may_fail=lines) if tolerant else Step(words, where, lines)

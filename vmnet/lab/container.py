@@ -125,15 +125,11 @@ def make_mounts(container: Mapping[str, Any], pod: Mapping[str, Any], readable: 
             namespaces.mount(source, target, flags=namespaces.MS_BIND | namespaces.MS_REC)
             if mount.get("mountPropagation") != "HostToContainer":
                 namespaces.mount("none", target, flags=namespaces.MS_REC | namespaces.MS_PRIVATE)
-    places = [path.resolve() for path in readable]
-    hidden = {path: os.open(path, os.O_PATH) for path in sorted(places) if path.is_relative_to(TEMPORARY)}
+    held = {path: os.open(path, os.O_PATH) for path in sorted({path.resolve() for path in readable})}
     namespaces.mount("tmpfs", TEMPORARY, "tmpfs", data="mode=1777")
-    for path, descriptor in hidden.items():
-        path.mkdir(parents=True, exist_ok=True)
-        namespaces.mount(f"/proc/self/fd/{descriptor}", path, flags=namespaces.MS_BIND | namespaces.MS_REC)
+    for path, descriptor in held.items():
+        _reveal(path, descriptor)
         os.close(descriptor)
-    for path in places:
-        _reveal(path)
     for name in READ_ONLY:
         namespaces.bind(name, name)
     _set_read_only("/", recursive=True)
@@ -153,18 +149,21 @@ def _set_read_only(target: str, wanted: bool = True, recursive: bool = False) ->
         raise OSError(ctypes.get_errno(), f"mount_setattr {target}: {os.strerror(ctypes.get_errno())}")
 
 
-def _reveal(path: Path) -> None:
-    """Let everybody reach a directory below one that its owner keeps to himself, such as /root."""
-    for place in reversed(path.parents):
-        if not place.stat().st_mode & stat.S_IXOTH:
-            aside = TEMPORARY / "aside"
-            aside.mkdir()
-            namespaces.mount(path, aside, flags=namespaces.MS_BIND | namespaces.MS_REC)
-            namespaces.mount("tmpfs", place, "tmpfs", data="mode=755")
-            path.mkdir(parents=True)
-            namespaces.mount(aside, path, flags=namespaces.MS_MOVE)
-            aside.rmdir()
-            return
+def _reveal(path: Path, descriptor: int) -> None:
+    """Let everybody reach a directory, which ``descriptor`` still names where a mount has hidden it.
+
+    A place above it that its owner keeps to himself, such as /root, is hidden by an empty one.
+    """
+    closed = next((place for place in reversed(path.parents) if place.exists() and not _open_to_all(place)), None)
+    if closed is not None:
+        namespaces.mount("tmpfs", closed, "tmpfs", data="mode=755")
+    if not path.exists():
+        path.mkdir(parents=True)
+        namespaces.mount(f"/proc/self/fd/{descriptor}", path, flags=namespaces.MS_BIND | namespaces.MS_REC)
+
+
+def _open_to_all(place: Path) -> bool:
+    return bool(place.stat().st_mode & stat.S_IXOTH)
 
 
 def filter_calls(kept: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from vmnet.lab.guest import probe
 from vmnet.lab.kubelet import components
 from vmnet.lab.nodes import Held
 from vmnet.lab.processes import Processes, Specification, Status, python_module
+from vmnet.runtime.tasks import first_failure
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +89,11 @@ async def _supervise(arguments: argparse.Namespace) -> int:
     try:
         await supervisor.run()
     except (LabError, OSError, ExceptionGroup) as failure:
-        error = _first(failure)
+        error = first_failure(failure)
         log.error("the lab ends", exc_info=None if isinstance(error, LabError) else error)
         progress.failed(error if isinstance(error, LabError) else LabError(f"{type(error).__name__}: {error}"))
         return 1
     return 0
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class Progress:

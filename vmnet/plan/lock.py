@@ -173,8 +173,9 @@ def veth_table(locks: Iterable[Lock]) -> Table:
         if OpenPort(Protocol.ICMP) in item.open:
             icmp.add(told)
         opened |= {f"{told} . {port.protocol} . {port.port}" for port in _ports(item.open)}
-        answers |= _answers(item)
-        bound |= _bound(item, item.device)
+        own_answers = _answers(item)
+        answers |= own_answers
+        bound |= _bound(item, item.device, own_answers)
     sets = {
         "own4": Elements("type ifname . ipv4_addr;", frozenset(own[4])),
         "own6": Elements("type ifname . ipv6_addr;", frozenset(own[6])),
@@ -232,8 +233,8 @@ def veth_table(locks: Iterable[Lock]) -> Table:
     return Table("netdev", PREFIX, sets, chains)
 
 
-def _bound(lock: Lock, device: InterfaceName) -> dict[str, Chain]:
-    """The chains on one pod's veth: what needs its MAC, or a set of its own."""
+def _bound(lock: Lock, device: InterfaceName, answers: Iterable[str]) -> dict[str, Chain]:
+    """The chains on one pod's veth: what needs its MAC, or the sets (``answers``) of its own."""
     inward, outward = chains_of(lock.pod_uid, device)
     rules = []
     if lock.mac is not None:
@@ -244,7 +245,7 @@ def _bound(lock: Lock, device: InterfaceName) -> dict[str, Chain]:
     if targets:
         rules.append(f"icmpv6 type nd-neighbor-advert @th,64,128 != {{ {', '.join(sorted(targets))} }} drop")
     asked: list[str] = []
-    for name in _answers(lock):
+    for name in answers:
         family, own = ("ip", "own4") if name.startswith("asked4") else ("ip6", "own6")
         told = "ip saddr" if family == "ip" else "ip6 saddr"
         key = f"{family} daddr . meta l4proto . th dport . th sport"

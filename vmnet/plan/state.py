@@ -79,6 +79,10 @@ class NetworkState:
         """MACs whose own RARP last came over the fabric: their ports on this node are closed."""
         return frozenset(element[0] for element in self.sets.get("moved", ()))
 
+    def waits(self, port: InterfaceName) -> bool:
+        """Whether a standby port's guest has not come to it yet."""
+        return port in self.standby and port not in self.open
+
     def ports(self) -> tuple[LinkState, ...]:
         """Pod ports on the bridge."""
         return tuple(link for link in self.links.values() if link.kind == "veth" and link.name.startswith("p"))

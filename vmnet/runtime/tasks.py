@@ -86,3 +86,10 @@ class TaskSet:
             log.error("%s failed", task.get_name(), exc_info=error)
             if self._on_failure is not None:
                 self._on_failure(task.get_name(), error)
+
+
+def first_failure(error: BaseException) -> BaseException:
+    """What ended a task group first, however deep groups are in groups; any other error is itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

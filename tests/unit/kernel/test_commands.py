@@ -11,7 +11,7 @@ MAC = MacAddress("0a:58:c0:a8:00:05")
 
 
 def lines(op: ops.Op) -> list[str]:
-    return [line for step in commands.render(op) if isinstance(step, Step) for line in (*step.first, *step.lines)]
+    return [line for step in commands.render(op) if isinstance(step, Step) for line in (*step.may_fail, *step.lines)]
 
 
 def test_fdb_entries_do_not_age_and_can_be_moved() -> None:
@@ -76,7 +76,7 @@ def test_replies_of_eth0_leave_by_eth0() -> None:
 def test_what_may_be_missing_goes_along_and_is_not_blamed() -> None:
     """One run: the lines that go first may fail, the others may not."""
     op = ops.SetUp(NAMESPACE, InterfaceName("br0"))
-    batch = Batch.of(Step(("ip", "-batch", "-"), None, ("rule add b",), first=("rule del a", "rule del b")), op)
+    batch = Batch.of(Step(("ip", "-batch", "-"), None, ("rule add b",), may_fail=("rule del a", "rule del b")), op)
     assert batch.argv() == ["ip", "-force", "-batch", "-"]
     assert batch.script() == "rule del a\nrule del b\nrule add b\n"
     missing = (

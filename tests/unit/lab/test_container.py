@@ -1,5 +1,11 @@
 """What a manifest's security context means for a process."""
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +56,36 @@ def test_our_manifests_are_understood() -> None:
     assert "SYS_ADMIN" in container.capabilities_of(agent)
     assert container.capabilities_of(controller) == []
     assert container.identity(controller)[-2:] == ["--no-new-privs", "--"]
+
+
+REVEAL = """
+import os, sys
+from pathlib import Path
+from vmnet.lab import container
+paths = [Path(text) for text in sys.argv[1:]]
+container.make_mounts({}, {}, paths)
+os.setgid(65532); os.setuid(65532)
+print([(path / "here").read_text() for path in paths])
+"""
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A directory that only its owner may enter, and not below /tmp."""
+    with tempfile.TemporaryDirectory(dir="/run") as name:
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_a_tree_is_seen_by_everybody_wherever_it_is(tmp_path: Path, closed: Path) -> None:
+    """Below /tmp, which containers have for themselves; below a directory that is its owner's; and one in another."""
+    paths = [tmp_path / "open", closed / "tree", closed / "tree" / "inner", closed / "other" / "deep"]
+    for path in paths:
+        path.mkdir(parents=True)
+        (path / "here").write_text(path.name)
+    repository = Path(container.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", REVEAL, *map(str, paths)], cwd=repository, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([path.name for path in paths])

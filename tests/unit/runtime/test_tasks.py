@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from vmnet.runtime.tasks import TaskScope, TaskSet
+from vmnet.runtime.tasks import TaskScope, TaskSet, first_failure
 
 
 async def forever() -> None:
@@ -51,3 +51,10 @@ async def test_failures_in_a_set_are_told_and_touch_nobody_else() -> None:
     assert waiter.cancelled()
     with pytest.raises(RuntimeError, match="closed"):
         tasks.start(forever(), "late")
+
+
+def test_the_first_failure_is_found_in_groups_within_groups() -> None:
+    cause = KeyError("first")
+    group = BaseExceptionGroup("outer", [ExceptionGroup("inner", [cause, ValueError()]), OSError()])
+    assert first_failure(group) is cause
+    assert first_failure(cause) is cause

@@ -67,7 +67,7 @@ def script(found: tuple[Op, ...]) -> str:
             else:
                 batches.append(Batch.of(step, op))
     for batch in batches:
-        tolerant = " 2>/dev/null || true" if batch.step.tolerant or batch.step.first else " || exit 1"
+        tolerant = " 2>/dev/null || true" if batch.step.may_fail else " || exit 1"
         enter = ["nsenter", f"--net={batch.step.netns}", "--"] if batch.step.netns else []
         writes.append(f"{shlex.join([*enter, *batch.argv()])} <<'END'{tolerant}\n{batch.script()}END")
     return "\n".join(writes) + "\n"
