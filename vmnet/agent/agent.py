@@ -49,7 +49,9 @@ from vmnet_dns.server import upstream_routes
 log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 2.0
-"""After this long a network that a pod has joined is looked at: not while others may join, they would wait for it."""
+"""So long after the last pod has joined a network it is looked at: others would wait for the look."""
+LONGEST_SETTLING: Final = 20.0
+"""So long after the first of them it is looked at though more may come."""
 MOVED_SECONDS: Final = 1.0
 """After a frame has closed a machine's port it is asked whether the API agrees."""
 TAKEN_SECONDS: Final = 20.0
@@ -130,7 +132,7 @@ class Agent:
             ),
             on_detached=lambda endpoint: self._cut_overs.forget(endpoint),
             sources=sources,
-            on_attached=lambda network: self._network_queue.add_after(network, SETTLE_SECONDS),
+            on_attached=lambda network: self._network_queue.add_settled(network, SETTLE_SECONDS, LONGEST_SETTLING),
             localnets=dict(own.localnets),
             vxlan_port=own.udp_port_for_vxlan,
             on_observed=self._defaults.observed,

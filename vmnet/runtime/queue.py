@@ -31,6 +31,8 @@ class KeyedQueue:
         self._failures: dict[str, int] = {}
         self._why: dict[str, str] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._unsettled: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        """Since when (loop time) something happens to a key again and again, and the timer that ends the wait."""
 
     def __len__(self) -> int:
         """Keys that are ready and not taken (those that wait for a timer do not count)."""
@@ -62,6 +64,17 @@ class KeyedQueue:
             timer.cancel()
         self._timers[key] = loop.call_later(seconds, self._due, key)
 
+    def add_settled(self, key: str, quiet: float, longest: float) -> None:
+        """Work on ``key`` once this has not been called for ``quiet`` seconds, or ``longest`` seconds after the first
+        call, unless something asks for it earlier."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        if key in self._unsettled:
+            since, timer = self._unsettled[key]
+            timer.cancel()
+        due = min(loop.time() + quiet, since + longest)
+        self._unsettled[key] = since, loop.call_at(due, self._due, key)
+
     def retry(self, key: str, why: str = "") -> float:
         """Work on ``key`` again after its back-off, which grows with every call until ``forget``. Returns the delay."""
         self._failures[key] = self._failures.get(key, 0) + 1
@@ -88,9 +101,7 @@ class KeyedQueue:
         key = await self._ready.get()
         self._queued.discard(key)
         self._running.add(key)
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        self._disarm(key)
         return key
 
     def done(self, key: str) -> None:
@@ -102,12 +113,17 @@ class KeyedQueue:
 
     def close(self) -> None:
         """Disarm all timers."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        for key in (*self._timers, *self._unsettled):
+            self._disarm(key)
+
+    def _disarm(self, key: str) -> None:
+        _, settled = self._unsettled.pop(key, (0.0, None))
+        for timer in (self._timers.pop(key, None), settled):
+            if timer is not None:
+                timer.cancel()
 
     def _due(self, key: str) -> None:
-        self._timers.pop(key, None)
+        self._disarm(key)
         self.add(key)
 
 

@@ -51,6 +51,37 @@ async def test_the_earlier_of_two_timers_holds_and_taking_the_key_drops_it() -> 
     assert len(queue) == 0
 
 
+async def test_a_key_that_settles_waits_for_the_last_call_but_no_longer_than_the_longest() -> None:
+    queue, loop = KeyedQueue(), asyncio.get_running_loop()
+    begun, taken = loop.time(), asyncio.create_task(queue.get())
+    while not taken.done():  # never quiet: it would wait for ever but for the longest
+        queue.add_settled("red", 3600, 0.05)
+        await asyncio.sleep(0.001)
+    assert loop.time() - begun >= 0.05
+    queue.done("red")
+    begun = loop.time()
+    queue.add_settled("red", 0.03, 3600)
+    queue.add_settled("red", 0.05, 3600)
+    assert await asyncio.wait_for(queue.get(), DEADLINE) == "red"
+    assert loop.time() - begun >= 0.05
+    queue.done("red")
+    assert queue.idle
+
+
+async def test_a_key_that_settles_is_taken_early_by_whoever_asks_and_not_again() -> None:
+    queue = KeyedQueue()
+    queue.add_settled("red", 0.02, 3600)
+    queue.add("red")
+    assert await queue.get() == "red"
+    queue.done("red")
+    queue.add_settled("red", 3600, 7200)
+    queue.add_after("red", 0.01)
+    assert await asyncio.wait_for(queue.get(), DEADLINE) == "red"
+    queue.done("red")
+    await asyncio.sleep(0.05)
+    assert len(queue) == 0
+
+
 async def test_back_off_grows_until_the_key_is_forgotten() -> None:
     queue = KeyedQueue(Backoff(first=1, most=100, jitter=0))
     assert [queue.retry("red"), queue.retry("red"), queue.retry("blue")] == [1, 2, 1]
