@@ -366,7 +366,15 @@ class Scenario:
         return (await self._lab.exec(host, argv)).exit == 0
 
     async def guest(self, namespace: str, name: str) -> GuestAgent:
-        """Command agent of the guest, in the pod that runs it now."""
+        """Command agent of the guest, in the pod that runs it now. Raises DemoError when none comes to run it."""
+        agent: GuestAgent = await self.until(
+            f"a launcher pod runs {namespace}/{name} on its node", partial(self._running_guest, namespace, name)
+        )
+        await agent.ready(BOOT_SECONDS)  # a machine is Ready when QEMU runs; its guest boots then
+        return agent
+
+    async def _running_guest(self, namespace: str, name: str) -> GuestAgent | None:
+        """None also while machine and pods are read at either side of a move."""
         node = await self.vmi(namespace, name, "{.status.nodeName}")
         pods = json.loads(
             await self._kubectl("get", "pods", "-n", namespace, "-l", "kubevirt.io=virt-launcher", "-o", "json")
@@ -374,10 +382,8 @@ class Scenario:
         for pod in pods["items"]:
             runs = pod["spec"].get("nodeName") == node and pod["status"].get("phase") == "Running"
             if runs and pod["metadata"]["annotations"].get(names.DOMAIN_ANNOTATION) == name:
-                agent = GuestAgent(self._lab.pod_directory(pod["metadata"]["uid"]) / "agent.sock")
-                await agent.ready(BOOT_SECONDS)  # a machine is Ready when QEMU runs; its guest boots then
-                return agent
-        raise DemoError(f"{namespace}/{name} has no running launcher pod on {node}")
+                return GuestAgent(self._lab.pod_directory(pod["metadata"]["uid"]) / "agent.sock")
+        return None
 
     async def subresource(self, namespace: str, name: str, verb: str) -> None:
         """What ``virtctl`` sends: PUT with an empty JSON object. An external API may have nobody who answers that."""
