@@ -31,6 +31,7 @@ from vmnet.lab.guest.probe import probe_binary
 from vmnet.lab.kubelet.pods import SandboxRecord
 from vmnet.lab.lab import Lab
 from vmnet.lab.virt import kinds
+from vmnet.lab.virt.qemu import GUESTS_FIRST
 from vmnet.model import names
 from vmnet.model.names import NetworkId
 
@@ -217,11 +218,12 @@ class Bench:
         await self._scenario.until("the probes run", partial(self._run, list(probes.values()), blue, job))
         companion = await self._start_migration(RED) if accompanied else ""
         migration = await self._start_migration(BLUE)
+        uid = (await self._kube.get(VMIMS, migration, BLUE[0]))["metadata"]["uid"]
         async with self._stopped_agents(migration) if agents_stopped else _nothing():
             await self._succeeded(migration, BLUE)
         if companion:
             await self._succeeded(companion, RED)
-        vmi = await self._scenario.until("QEMU's pause and the record are written", self._written)
+        vmi = await self._scenario.until("QEMU's pause and the record are written", partial(self._written, uid))
         results = {process: await self._end(process, log) for process, log in probes.items()}
         back = await (await self._scenario.guest(*BLUE)).finish(job)
         to_guest, still = results[f"to-{number}"], results[f"still-{number}"]
@@ -290,14 +292,16 @@ class Bench:
             for agent in agents:
                 await self._lab.kill(agent, signal.SIGCONT)
 
-    async def _written(self) -> Object | None:
+    async def _written(self, uid: str) -> Object | None:
+        """The machine, once it tells of this migration: an older record that is removed is written again."""
         vmi = await self._kube.get(VMIS, BLUE[1], BLUE[0])
         wanted = (kinds.PAUSE_ANNOTATION, names.MIGRATION_RECORD_ANNOTATION)
         annotations = vmi["metadata"].get("annotations", {})
         if not all(key in annotations for key in wanted):
             return None
+        record = json.loads(annotations[names.MIGRATION_RECORD_ANNOTATION])
         # The agent's account may be added to the record later.
-        return vmi if json.loads(annotations[names.MIGRATION_RECORD_ANNOTATION]).get("cutOver") else None
+        return vmi if record["uid"] == uid and record.get("cutOver") else None
 
     # What is seen
 
@@ -383,7 +387,7 @@ class Bench:
         return found
 
     async def _from_peer(self, process: str, *words: str) -> Path:
-        argv = ["nsenter", f"--net={self._peer_netns}", self._probe, *words]
+        argv = [*GUESTS_FIRST, "nsenter", f"--net={self._peer_netns}", self._probe, *words]
         log = await self._lab.spawn(process, PEER_NODE, argv)
         if words[0] != "serve" and "udp" in words:
             self._running.add(process)

@@ -20,6 +20,9 @@ from vmnet.lab.guest.image import GuestImage
 from vmnet.lab.virt.qmp import Event, QemuError, Qmp
 
 PROGRAM: Final = "qemu-system-x86_64"
+GUESTS_FIRST: Final = ("nice", "-n", "-15")
+"""A lab's nodes share the processors that each would have to itself: the cluster's own work waits for guests and what
+measures them, not they for it."""
 MACHINE: Final = "pc-q35-7.2"
 """Named by version, so that both ends of a migration are sure to be the same machine."""
 MINIMUM_MEMORY_MIB: Final = 96
@@ -300,9 +303,8 @@ async def start(machine: Machine, prefix: Sequence[str] = ()) -> asyncio.subproc
     try:
         # A guest without its launcher would run on with nobody to answer for it.
         leash = ("setpriv", "--pdeathsig", "KILL", "--")
-        return await asyncio.create_subprocess_exec(
-            *leash, *prefix, *command_line(machine), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
-        )
+        argv = [*leash, *GUESTS_FIRST, *prefix, *command_line(machine)]
+        return await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log)
     finally:
         os.close(log)
 
