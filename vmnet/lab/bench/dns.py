@@ -74,23 +74,39 @@ class Running:
     control: Path | None = None
 
     def cpu_seconds(self) -> float:
-        """Of its process, all threads and children."""
+        """Of its process, threads and children too, to the nanosecond: ticks keep step with the questions."""
         pids = [self.process.pid]
         for pid in pids:
             with contextlib.suppress(FileNotFoundError):
                 pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         total = 0
         for pid in pids:
-            with contextlib.suppress(FileNotFoundError):
-                # utime and stime, in ticks; what stands before may have blanks in it (proc(5)).
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += int(fields[11]) + int(fields[12])
-        return total / os.sysconf("SC_CLK_TCK")
+            for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with contextlib.suppress(FileNotFoundError):
+                    total += int(task.read_text().split()[0])
+        return total / 1e9
 
 
 @contextlib.contextmanager
-def running(name: str, names: int, rate: float, directory: Path, *, first: bool = False) -> Iterator[Running]:
-    """A server with all names; ours changes ``rate`` records a second by itself. Raises LabError.
+def awake() -> Iterator[None]:
+    """Both cores always have something to do that gives way to all else.
+
+    At some thousand questions a second a virtual processor sleeps between two of them or just does not, as it happens:
+    waking it may cost whoever wakes it as much as the answer.
+    """
+    spin = ("chrt", "--idle", "0", "sh", "-c", "while :; do :; done")
+    spinners = [subprocess.Popen(["taskset", "-c", core, *spin]) for core in (SERVER_CORE, CLIENT_CORE)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+@contextlib.contextmanager
+def running(name: str, names: int, directory: Path, *, first: bool = False) -> Iterator[Running]:
+    """A server with all names. Raises LabError.
 
     ``first``: it runs whenever it can, whatever else the machine does.
     """
@@ -117,9 +133,9 @@ def running(name: str, names: int, rate: float, directory: Path, *, first: bool 
     try:
         if process.stdin is None:
             raise LabError(f"{name} has no standard input")
-        with process.stdin as stdin:
-            if name == "vmnet":
-                json.dump({"names": names, "port": port, "rate": rate}, stdin)
+        if name == "vmnet":
+            process.stdin.write(json.dumps({"names": names, "port": port}) + "\n")
+            process.stdin.flush()
         _await_answer(name, process, port, directory)
         yield Running(name, process, control)
     finally:
@@ -212,26 +228,20 @@ zonefile: {zone}
 
 @contextlib.contextmanager
 def changing(server: Running, names: int, rate: float) -> Iterator[list[int]]:
-    """Unbound's records change, by its control socket, as ours do; the number of changes is the list's one item."""
+    """Its records change so often a second, as it is told from the client's core: Unbound by its control socket, ours
+    on its standard input, NSD not at all. The number of changes is the list's one item.
+    """
     done, ended = [0], Event()
-    if server.control is None or not rate:
+    tell = _teller(server)
+    if tell is None:
         yield done
         return
-    control = server.control
-
-    def tell(text: str) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(str(control))
-            sock.sendall(f"UBCT1 {text}\n".encode())
-            while sock.recv(4096):
-                pass
 
     def work() -> None:
         os.sched_setaffinity(0, {int(CLIENT_CORE)})
         due, number, generation = time.monotonic(), 0, 1
         while not ended.is_set():
-            tell(f"local_data_remove {resolver.name(number)}.")
-            tell(f"local_data {resolver.name(number)}. 30 A {resolver.address(number, generation)}")
+            tell(number, generation)
             done[0] += 1
             number = (number + 1) % names
             generation += number == 0
@@ -245,6 +255,31 @@ def changing(server: Running, names: int, rate: float) -> Iterator[list[int]]:
     finally:
         ended.set()
         thread.join()
+
+
+def _teller(server: Running) -> Callable[[int, int], None] | None:
+    """How a server is told of a machine's other address."""
+    control, stdin = server.control, server.process.stdin
+
+    def order(text: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(control))
+            sock.sendall(f"UBCT1 {text}\n".encode())
+            while sock.recv(4096):
+                pass
+
+    def unbound(number: int, generation: int) -> None:
+        order(f"local_data_remove {resolver.name(number)}.")
+        order(f"local_data {resolver.name(number)}. 30 A {resolver.address(number, generation)}")
+
+    def ours(number: int, generation: int) -> None:
+        if stdin is not None:
+            stdin.write(f"{number} {generation}\n")
+            stdin.flush()
+
+    if server.name == "vmnet":
+        return ours
+    return unbound if control is not None else None
 
 
 def ask(
@@ -298,7 +333,8 @@ def measure(
         "cpu_full": Figure("CPU per query, always busy", "µs", 1.5),
         "qps": Figure("queries per second", "1/s", 0.7, at_least=True),
         "dnsperf": Figure("queries per second, as dnsperf asks", "1/s", 0.7, at_least=True),
-        "cpu_rate": Figure(f"CPU per query at {ask_rate}/s, {rate:g} records change a second", "µs", 1.5),
+        "cpu_rate": Figure(f"CPU per query at {ask_rate}/s, {rate:g} records change a second, cores awake", "µs", 1.5),
+        "cpu_sleepy": Figure(f"CPU per query at {ask_rate}/s, {rate:g} records change a second", "µs", None),
         "p50": Figure(f"p50 at {ask_rate}/s, {rate:g} records change a second", "µs", None),
         "p99": Figure(f"p99 at {ask_rate}/s, {rate:g} records change a second", "µs", 2.0),
         "unanswered": Figure("not, or not rightly, answered of all that", "1", None),
@@ -314,25 +350,29 @@ def measure(
             tell(f"round {number + 1} of {rounds}")
             order = list(PORTS)[number % 3 :] + list(PORTS)[: number % 3]
             for name in order:
-                with running(name, names, 0, directory) as server:
+                with running(name, names, directory) as server:
                     # What was never asked is answered the slow way once; that is not what is measured.
                     ask(asker, server, listed, WINDOW, max(1.0, seconds / 2), number)
                     full = ask(asker, server, listed, WINDOW, seconds, number)
                     theirs = dnsperf(server, queries, seconds)
                 with (
-                    running(name, names, rate, directory, first=True) as server,
+                    running(name, names, directory, first=True) as server,
                     changing(server, names, rate),
                 ):
-                    ask(asker, server, listed, f"0:{ask_rate}", seconds, number, first=True)
+                    ask(asker, server, listed, WINDOW, max(1.0, seconds / 2), number, first=True)
                     steady = ask(asker, server, listed, f"0:{ask_rate}", seconds, number + rounds, first=True)
+                    with awake():
+                        ask(asker, server, listed, f"0:{ask_rate}", 0.5, number, first=True)
+                        wakeful = ask(asker, server, listed, f"0:{ask_rate}", seconds, number + rounds, first=True)
                 for key, value in (
                     ("cpu_full", full["cpu_us"]),
                     ("qps", full["per_second"]),
                     ("dnsperf", theirs),
-                    ("cpu_rate", steady["cpu_us"]),
+                    ("cpu_rate", wakeful["cpu_us"]),
+                    ("cpu_sleepy", steady["cpu_us"]),
                     ("p50", steady["p50_us"]),
                     ("p99", steady["p99_us"]),
-                    ("unanswered", sum(item[key] for item in (full, steady) for key in ("wrong", "lost"))),
+                    ("unanswered", sum(item[key] for item in (full, steady, wakeful) for key in ("wrong", "lost"))),
                 ):
                     figures[key].found.setdefault(name, []).append(value)
     return {

@@ -1,12 +1,13 @@
-"""One responder alone in its process, for ``make bench-dns``: answers, and changes records at a rate meanwhile.
+"""One responder alone in its process, for ``make bench-dns``: answers, and changes records as it is told meanwhile.
 
-``python -m vmnet.lab.bench.resolver`` with a JSON description on standard input. It says ``ready`` when it listens;
-with ``networks`` above one it serves as many networks on sockets of their own and says what they cost.
+``python -m vmnet.lab.bench.resolver`` with a JSON description on the first line of standard input. It says ``ready``
+when it listens; with ``networks`` above one it serves as many networks on sockets of their own and says what they cost.
 """
 
 import asyncio
 import gc
 import json
+import os
 import socket
 import sys
 import time
@@ -45,20 +46,25 @@ def resident() -> int:
     return 0
 
 
-async def change(view: View, names: int, rate: float) -> None:
-    """Give one machine after another a new address, ``rate`` records a second."""
-    generation = number = 0
-    due = time.monotonic()
-    while True:
-        view.change(records(number, generation + 1), records(number, generation))
-        number += 1
-        if number == names:
-            generation, number = generation + 1, 0
-        due += 1 / rate
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
+def follow_changes(view: View) -> None:
+    """Give machines other addresses as standard input says: a number and a generation on each line."""
+    descriptor, rest = sys.stdin.fileno(), b""
+
+    def read() -> None:
+        nonlocal rest
+        found = os.read(descriptor, 4096)
+        if not found:
+            asyncio.get_running_loop().remove_reader(descriptor)
+        *lines, rest = (rest + found).split(b"\n")
+        for line in lines:
+            number, generation = map(int, line.split())
+            view.change(records(number, generation), records(number, generation - 1))
+
+    os.set_blocking(descriptor, False)
+    asyncio.get_running_loop().add_reader(descriptor, read)
 
 
-async def one(names: int, port: int, rate: float) -> None:
+async def one(names: int, port: int) -> None:
     """Serve until killed."""
     found = [record for number in range(names) for record in records(number)]
     view = View.make("bench", domain=DOMAIN, subnets=[ip_network("127.0.0.0/8")], records=found)
@@ -70,8 +76,7 @@ async def one(names: int, port: int, rate: float) -> None:
     server.serve_udp(sock)
     gc.freeze()  # as the responder that runs by itself does
     print("ready", flush=True)
-    if rate:
-        await change(view, names, rate)
+    follow_changes(view)
     await asyncio.Event().wait()
 
 
@@ -110,12 +115,12 @@ async def many(networks: int, names: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.stdin.buffer.raw.readline())  # what follows is the event loop's to read
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if asked.get("networks"):
             print(json.dumps(runner.run(many(asked["networks"], asked["names"], asked["seconds"]))))
         else:
-            runner.run(one(asked["names"], asked["port"], asked["rate"]))
+            runner.run(one(asked["names"], asked["port"]))
 
 
 if __name__ == "__main__":

@@ -42,11 +42,13 @@ def test_a_changed_record_has_another_address() -> None:
 def test_the_client_and_a_changing_responder_understand_each_other(tmp_path: Path) -> None:
     names = tmp_path / "names"
     names.write_text("".join(f"{name(number)}\n" for number in range(50)))
-    asked = json.dumps({"names": 50, "port": PORTS["vmnet"], "rate": 200})
+    asked = json.dumps({"names": 50, "port": PORTS["vmnet"]})
+    said = tmp_path / "said"
+    changes = "for at in $(seq 60); do echo $((at % 50)) $((1 + at / 50)); sleep 0.01; done"
     script = f"""
         ip link set lo up
-        echo '{asked}' | "{sys.executable}" -m vmnet.lab.bench.resolver > "{tmp_path}/said" & server=$!
-        for try in $(seq 300); do grep -q ready "{tmp_path}/said" && break; sleep 0.1; done
+        {{ echo '{asked}'; {changes}; }} | "{sys.executable}" -m vmnet.lab.bench.resolver > "{said}" & server=$!
+        for try in $(seq 300); do grep -q ready "{said}" && break; sleep 0.1; done
         "{binary(ASKER)}" 127.0.0.1 {PORTS["vmnet"]} "{names}" 8 0.3 1
         "{binary(ASKER)}" 127.0.0.1 {PORTS["vmnet"]} "{names}" 0:500 0.3 2
         result=$?; kill $server; exit $result
