@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from io import FileIO
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -115,7 +116,8 @@ async def many(networks: int, names: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    asked = json.loads(sys.stdin.buffer.raw.readline())  # what follows is the event loop's to read
+    with FileIO(sys.stdin.fileno(), closefd=False) as unbuffered:  # what follows is the event loop's to read
+        asked = json.loads(unbuffered.readline())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if asked.get("networks"):
             print(json.dumps(runner.run(many(asked["networks"], asked["names"], asked["seconds"]))))
