@@ -34,8 +34,8 @@ from vmnet.model.network import Role
 
 log = logging.getLogger(__name__)
 
-TURN: Final = 100
-"""Endpoints that a survey looks at before others have a turn: a millisecond or two."""
+TURN: Final = 50
+"""Endpoints that a survey looks at before others have a turn: about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +233,13 @@ class Cluster:
         return tuple(self._endpoints[pod][attachment] for pod, attachment in keys)
 
     async def survey(self, network: str) -> tuple[Sighting, ...]:
-        """Every endpoint of a network as it is when this returns, gathered without holding up the event loop."""
+        """Every endpoint of a network as it is when this returns, in no order, gathered without holding up the event
+        loop (to sort ten thousand takes one step of milliseconds)."""
         changed: set[str] = set()
         self._surveys.append(changed)
         try:
             found: dict[tuple[str, str], Sighting] = {}
-            pending = deque(sorted(self._by_network.get(network, ())))
+            pending = deque(self._by_network.get(network, ()))
             while True:
                 for _ in range(min(TURN, len(pending))):
                     self._sight(network, pending.popleft(), found)

@@ -81,6 +81,10 @@ class Workers:
     def __init__(self, mounts: Path | None = None, threads: int = THREADS) -> None:
         self._mounts = mounts
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="netns")
+        # All of them now: beside a calculation a thread takes milliseconds to start, and who starts it waits for that.
+        together = threading.Barrier(threads)
+        for _ in range(threads):
+            self._executor.submit(together.wait)
         self._thread = threading.local()
         self._home = os.open(_THREAD, os.O_RDONLY | os.O_CLOEXEC)
 
