@@ -57,6 +57,8 @@ _NO_ENTRY: Final = "No such file or directory"
 """What nft says of a table that is not there."""
 LONG: Final = 1 << 16
 """Characters of dumps that are read beside the event loop: some hundred entries, milliseconds."""
+DUMPS: Final = 3
+"""Of one look, side by side: while a program starts, the interpreter does nothing else, for a millisecond in a large agent."""
 _BETWEEN: Final = re.compile(r"[\s,]*")
 _DECODER: Final = json.JSONDecoder()
 LIST_CHAINS: Final = ["nft", "-j", "list", "chains"]
@@ -116,7 +118,7 @@ class LinuxKernel(Kernel):
         return _ruleset(json.loads(output) if code == 0 else {}, family="inet")
 
     async def observe_network(self, namespace: NamespaceName) -> NetworkState | None:
-        """Eight dumps, side by side."""
+        """Eight dumps, some of them side by side."""
         try:
             return await self._observe_network(namespace)
         except Gone:
@@ -127,17 +129,23 @@ class LinuxKernel(Kernel):
     async def _observe_network(self, namespace: NamespaceName) -> NetworkState | None:
         if not namespaces.path_of(namespace).exists():
             return None
+        turns = asyncio.Semaphore(DUMPS)
+
+        async def dump(argv: list[str], missing: str | None = None) -> str:
+            async with turns:
+                return await self._output(namespace, argv, missing)
+
         links, neighbours, fdb, routes4, routes6, rules, ruleset, listed = await asyncio.gather(
-            self._output(namespace, ["ip", "-j", "-d", "addr", "show"]),
-            self._output(namespace, ["ip", "-j", "neigh", "show", "nud", "permanent"]),
-            self._output(namespace, ["bridge", "-j", "fdb", "show"]),
-            self._output(namespace, ["ip", "-j", "-4", "route", "show"]),
-            self._output(namespace, ["ip", "-j", "-6", "route", "show"]),
+            dump(["ip", "-j", "-d", "addr", "show"]),
+            dump(["ip", "-j", "neigh", "show", "nud", "permanent"]),
+            dump(["bridge", "-j", "fdb", "show"]),
+            dump(["ip", "-j", "-4", "route", "show"]),
+            dump(["ip", "-j", "-6", "route", "show"]),
             # The family that is written last.
-            self._output(namespace, ["ip", "-j", "-6", "rule", "show"]),
+            dump(["ip", "-j", "-6", "rule", "show"]),
             # Elements of the other tables are never read back: they may be many, and the digest speaks for them.
-            self._output(namespace, ["nft", "-j", "list", "table", *firewall.TABLE.split()], missing="{}"),
-            self._output(namespace, LIST_CHAINS),
+            dump(["nft", "-j", "list", "table", *firewall.TABLE.split()], missing="{}"),
+            dump(LIST_CHAINS),
         )
         dumps = (links, neighbours, fdb, routes4, routes6, rules, ruleset, listed)
         if sum(map(len, dumps)) < LONG:
