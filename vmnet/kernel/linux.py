@@ -58,7 +58,7 @@ _NO_ENTRY: Final = "No such file or directory"
 LONG: Final = 1 << 16
 """Characters of dumps that are read beside the event loop: some hundred entries, milliseconds."""
 DUMPS: Final = 3
-"""Of one look, side by side: while a program starts, the interpreter does nothing else, for a millisecond in a large agent."""
+"""Of one look, side by side: while a program starts the interpreter does nothing else, a millisecond if it is large."""
 _BETWEEN: Final = re.compile(r"[\s,]*")
 _DECODER: Final = json.JSONDecoder()
 LIST_CHAINS: Final = ["nft", "-j", "list", "chains"]
