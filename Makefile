@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := python3-venv iproute2 nftables qemu-system-x86 seabios ipxe-qemu busybox-static containernetworking-plugins iperf3 \
             iputils-ping procps kmod util-linux tcpdump tshark dnsutils isc-dhcp-client dhcpcd-base conntrack curl gcc libc6-dev \
-            bind9-host musl-tools prometheus
+            bind9-host musl-tools prometheus cpio
 
 .PHONY: demo workshop manifests references shim test lint unit lab bench-datapath bench-migration bench-ipam bench-dns fuzz-dns alerts soak \
         install clean

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -211,8 +212,10 @@ class Agent:
         name = f"services-{self.on}-{self.count}"
         path = self.lab.directory.path / f"{name}.sock"
         log = await self.lab.spawn(name, self.on, [sys.executable, str(DRIVER), self.on, str(path)])
-        await until(path.exists, lambda: f"{name} begins: {log.read_text()}")
-        self._streams = await asyncio.open_unix_connection(path, limit=1 << 24)
+        end = socket.socket(socket.AF_UNIX)  # its file is there before it listens
+        await until(lambda: end.connect_ex(str(path)) == 0, lambda: f"{name} begins: {log.read_text()}")
+        end.setblocking(False)
+        self._streams = await asyncio.open_unix_connection(sock=end, limit=1 << 24)
         await self.do("start", world=world)
 
     async def stop(self) -> None:

@@ -310,6 +310,14 @@ class Cluster:
             return True
         return self.up_to_date() and self.settled(endpoint.machine)
 
+    def unrivalled(self, endpoint: Endpoint) -> bool:
+        """True when the machine's guest is in this endpoint's pod, for no other can have it, as far as is known now."""
+        if endpoint.machine is None or not self.up_to_date():
+            return False
+        pods = self.machine_pods(endpoint.machine)
+        own = next((pod for pod in pods if pod["metadata"]["uid"] == endpoint.pod.uid), None)
+        return own is not None and facts.unrivalled(own, pods)
+
     def up_to_date(self) -> bool:
         """False while a watch is broken that tells where machines are: the store may be older than a move."""
         return self._stores.pods.failure is None and self._stores.machines.failure is None

@@ -187,8 +187,9 @@ class CutOvers:
                 # KubeVirt says the guest runs here, and no frame of its own has opened the port.
                 staged.annotation_at = time.time()
                 await self._open(staged, Key.ANNOTATION, staged.annotation_at)
-            elif settled:
-                # It came back: the other pod died, or the migration failed after the guest had spoken there.
+            elif settled or self._cluster.unrivalled(endpoint):
+                # It came back: the other pod died, or the migration failed after the guest had spoken there. The next
+                # migration may have begun already; until its pod runs, the guest can only be here.
                 await self._networks.open(network, endpoint)
                 self._announcer.announce(endpoint, asyncio.get_running_loop().time())
         elif live and staged is not None and staged.key is not None and staged.annotation_at is None:

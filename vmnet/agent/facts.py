@@ -212,6 +212,12 @@ def settled(pods: Iterable[Object], vmi: Object | None) -> bool:
     return bool(state.get("completed")) and {state.get("targetPod"), state.get("sourcePod")} <= living_names
 
 
+def unrivalled(own: Object, pods: Iterable[Object]) -> bool:
+    """True when no other pod of a machine can hold the guest: all others have finished or not begun."""
+    others = (pod for pod in pods if alive(pod) and pod["metadata"]["uid"] != own["metadata"]["uid"])
+    return alive(own) and all(pod.get("status", {}).get("phase") == "Pending" for pod in others)
+
+
 def source_node(own: Object, pods: Iterable[Object], vmi: Object | None) -> str:
     """Node that a machine is coming, or last came, to its pod ``own`` from; empty when it began there.
 

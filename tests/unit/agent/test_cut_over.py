@@ -25,6 +25,7 @@ from vmnet.kube.api import (
     POLICIES,
     SERVICES,
     VMIS,
+    KubeError,
 )
 from vmnet.kube.fake import FakeInformer, FakeKube
 from vmnet.model import addresses, names
@@ -320,6 +321,38 @@ async def test_a_source_reopens_when_the_target_s_pod_died(source: World) -> Non
     source.pod("target", "n2", phase="Failed")
     await source.reconcile()
     assert await source.is_open(source.endpoint("source"))
+
+
+async def test_a_source_that_a_late_frame_closed_reopens_though_the_next_migration_has_begun(source: World) -> None:
+    source.pod("target", "n2", phase="Failed")
+    source.vmi("n1", failed=True, completed=True)
+    await source.gate_does(firewall.moved_script(source.endpoint("source").mac))
+    source.pod("next", "n2", phase="Pending")
+    await source.reconcile()
+    assert await source.is_open(source.endpoint("source"))
+    assert source.says.said == ["source"]
+
+
+async def test_a_source_stays_closed_once_the_next_target_may_have_the_guest(source: World) -> None:
+    source.pod("target", "n2", phase="Failed")
+    source.vmi("n1", failed=True, completed=True)
+    source.pod("next", "n2")
+    await source.gate_does(firewall.moved_script(source.endpoint("source").mac))
+    await source.reconcile()
+    assert not await source.is_open(source.endpoint("source"))
+
+
+@pytest.mark.parametrize("kind", [PODS, VMIS], ids=lambda kind: kind.plural)
+async def test_a_source_stays_closed_while_a_watch_is_broken_that_may_hide_the_next_target(
+    source: World, kind: Any
+) -> None:
+    source.vmi("n1", failed=True, completed=True)
+    source.pod("target", "n2", phase="Pending")
+    source.stores[kind].failure = KubeError("no answer")
+    await source.gate_does(firewall.moved_script(source.endpoint("source").mac))
+    source.vmi("n1", startTimestamp="later")
+    await source.reconcile()
+    assert not await source.is_open(source.endpoint("source"))
 
 
 async def test_a_source_whose_pod_goes_while_it_is_looked_at_does_not_call_its_machine_back(source: World) -> None:
