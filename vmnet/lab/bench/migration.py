@@ -2,7 +2,8 @@
 
 A guest goes back and forth between two nodes. Meanwhile a pod on the third sends it a thousand probes a second, it
 sends as many to the pod, and TCP streams run both ways. Of each migration the longest silence of each probe is set
-against QEMU's own STOP and RESUME. A third probe, to a guest that stays, shows what the machine itself does to one.
+against QEMU's own STOP and RESUME, at the guest's card and in the answers. A third probe, to a guest that stays, shows
+what the machine itself does to one.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from vmnet.kube.api import PODS, POLICIES, VMIMS, VMIS, Kube, KubeError, NotFound, Object, Resource
 from vmnet.kube.client import KubeClient
-from vmnet.lab.bench import crowd
+from vmnet.lab.bench import cards, crowd
 from vmnet.lab.demo import BLUE, NETWORK, RED, Scenario
 from vmnet.lab.errors import LabError
 from vmnet.lab.guest.agent import GuestAgent
@@ -62,6 +63,10 @@ class Row:
     to_guest: float
     from_guest: float
     noise: float | None
+    card: float | None
+    """From the last probe that reached the guest's card at the source before its STOP, to the first at the target."""
+    card_noise: float | None
+    """The longest time between two probes that reached the card of the guest that stays; None if it moved."""
     lost: int
     duplicates: int
     key: str
@@ -81,6 +86,18 @@ class Row:
         if self.pause is None:
             return None
         return max(0.0, max(self.to_guest, self.from_guest) - self.pause - INTERVAL_MS)
+
+    @property
+    def at_card(self) -> float | None:
+        """What the network adds to QEMU's pause, whatever the guest's processor does; never below zero."""
+        if self.pause is None or self.card is None:
+            return None
+        return max(0.0, self.card - self.pause - INTERVAL_MS)
+
+    @property
+    def card_idle(self) -> float | None:
+        """What the machine did meanwhile to probes to a guest that stayed, before its card."""
+        return None if self.card_noise is None else max(0.0, self.card_noise - INTERVAL_MS)
 
     @property
     def outside(self) -> float | None:
@@ -169,10 +186,11 @@ class Bench:
                 continue
             lost = 0
             found.rows.append(row)
-            shown = "no figure" if row.excess is None or row.pause is None else f"{row.excess:.2f} ms"
+            shown = "no figure" if row.excess is None else f"{row.excess:.2f} ms"
+            card = "no figure" if row.at_card is None else f"{row.at_card:.2f} ms"
             self._tell(
-                f"{name}, {number + 1} of {before + count}: {row.source}→{row.target}, beyond QEMU's pause: {shown}"
-                + ("" if row.idle is None else f" (machine: {row.idle:.2f} ms)")
+                f"{name}, {number + 1} of {before + count}: {row.source}→{row.target}, beyond QEMU's pause: {card} "
+                f"at the card{_noise(row.card_idle)}, {shown} answered{_noise(row.idle)}"
             )
             await keep()
         for process, log in streams.items():
@@ -210,6 +228,12 @@ class Bench:
         forget = {kinds.PAUSE_ANNOTATION: None, names.MIGRATION_RECORD_ANNOTATION: None}
         await self._kube.patch(VMIS, BLUE[1], {"metadata": {"annotations": forget}}, BLUE[0])
         fdb, misdelivered = self._fdb_length(), await self._misdelivered()
+        before = await self._blue_ports()
+        watched = [self._addresses["blue"], self._addresses["red"]]
+        captures = {
+            node: await self._start(f"card-{number}-{node}", node, cards.command(self._namespace, watched))
+            for node in ("n1", "n2")
+        }
         probes = {
             process: await self._from_peer(process, *_PROBE, self._addresses[name], "7007", "1000", _SECONDS)
             for process, name in ((f"to-{number}", "blue"), (f"still-{number}", "red"))
@@ -224,12 +248,19 @@ class Bench:
         if companion:
             await self._succeeded(companion, RED)
         vmi = await self._scenario.until("QEMU's pause and the record are written", partial(self._written, uid))
+        after = await self._blue_ports() - before
         results = {process: await self._end(process, log) for process, log in probes.items()}
+        reached = {node: await self._captured(f"card-{number}-{node}", log) for node, log in captures.items()}
         back = await (await self._scenario.guest(*BLUE)).finish(job)
         to_guest, still = results[f"to-{number}"], results[f"still-{number}"]
         annotations = vmi["metadata"]["annotations"]
         record = json.loads(annotations[names.MIGRATION_RECORD_ANNOTATION])
-        pause = annotations.get(kinds.PAUSE_ANNOTATION)
+        pause, stopped = annotations.get(kinds.PAUSE_ANNOTATION), annotations.get(kinds.STOPPED_ANNOTATION)
+        left, arrived = (
+            cards.at_ports(reached[node], self._addresses["blue"], ports)
+            for node, ports in ((source, before), (vmi["status"]["nodeName"], after))
+        )
+        others = [item for found in reached.values() for item in found if item.address == self._addresses["red"]]
         blackout = record["blackoutSeconds"]
         return Row(
             source,
@@ -238,6 +269,8 @@ class Bench:
             float(to_guest["longest_gap_ms"]),
             float(back["longest_gap_ms"]),
             None if accompanied else float(still["longest_gap_ms"]),
+            cards.gap(left, arrived, float(stopped)) if stopped else None,
+            None if accompanied else cards.longest(others),
             int(to_guest["lost"]) + int(back["lost"]),
             int(to_guest["duplicates"]) + int(back["duplicates"]),
             str((record["cutOver"] or {}).get("key", "")),
@@ -387,11 +420,26 @@ class Bench:
         return found
 
     async def _from_peer(self, process: str, *words: str) -> Path:
-        argv = [*GUESTS_FIRST, "nsenter", f"--net={self._peer_netns}", self._probe, *words]
-        log = await self._lab.spawn(process, PEER_NODE, argv)
+        argv = ["nsenter", f"--net={self._peer_netns}", self._probe, *words]
         if words[0] != "serve" and "udp" in words:
-            self._running.add(process)
+            return await self._start(process, PEER_NODE, argv)
+        return await self._lab.spawn(process, PEER_NODE, [*GUESTS_FIRST, *argv])
+
+    async def _start(self, process: str, node: str, argv: Sequence[str]) -> Path:
+        """What ends with the migration that it is for."""
+        log = await self._lab.spawn(process, node, [*GUESTS_FIRST, *argv])
+        self._running.add(process)
         return log
+
+    async def _captured(self, process: str, log: Path) -> list[cards.Delivery]:
+        """What has left the node towards guests; the capture ends."""
+        self._running.discard(process)
+        await self._lab.kill(process, signal.SIGINT)
+        await self._lab.wait(process)
+        text = await asyncio.to_thread(log.read_text)
+        if "\n0 packets dropped by kernel" not in text:
+            raise LabError(f"{process}: {text[-200:].strip()}")
+        return cards.deliveries(text)
 
     async def _run(self, logs: Sequence[Path], guest: GuestAgent, job: str) -> bool:
         return all([await _answered(log.read_text()) for log in logs]) and await _answered(
@@ -407,6 +455,10 @@ class Bench:
         if "result" not in result:
             raise LabError(f"{process} gave no result: {lines[-1]}")
         return dict(result)
+
+
+def _noise(found: float | None) -> str:
+    return "" if found is None else f" (machine: {found:.2f} ms)"
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -466,6 +518,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+_DERIVED: Final = ("excess", "idle", "at_card", "card_idle", "outside")
+
+
 def summary(series: Series) -> dict[str, Any]:
     """Figures of one series. ``excess`` and ``machine`` in ms."""
     excess = [row.excess for row in series.rows if row.excess is not None]
@@ -486,6 +541,8 @@ def summary(series: Series) -> dict[str, Any]:
         "qemu_pause": spread(pauses),
         "excess": spread(excess),
         "machine": spread(idle),
+        "card": spread([row.at_card for row in series.rows if row.at_card is not None]),
+        "card_machine": spread([row.card_idle for row in series.rows if row.card_idle is not None]),
         "blackout": spread(blackouts),
         "silence": spread([row.silence for row in series.rows if row.silence is not None]),
         "delivery": spread([row.delivery for row in series.rows if row.delivery is not None]),
@@ -498,27 +555,26 @@ def summary(series: Series) -> dict[str, Any]:
         "stream_errors": series.stream_errors,
         "failures": series.failures,
         "fdb_moves": {str(n): sum(r.fdb_moves == n for r in series.rows) for n in {r.fdb_moves for r in series.rows}},
-        "rows": [
-            {**asdict(row), **{name: getattr(row, name) for name in ("excess", "idle", "outside")}}
-            for row in series.rows
-        ],
+        "rows": [{**asdict(row), **{name: getattr(row, name) for name in _DERIVED}} for row in series.rows],
     }
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| series | migrations | no figure | QEMU's pause p50/p99/max | beyond it p50/p99/max "
-        "| the machine's noise p50/p99/max | from opening to first frame p50/p99/max "
+        "| series | migrations | no figure | QEMU's pause p50/p99/max | beyond it, at the guest's card p50/p99/max "
+        "| the machine's noise there p50/p99/max | beyond it, answered p50/p99/max "
+        "| the machine's noise there p50/p99/max | from opening to first frame p50/p99/max "
         "| probe without the datapath's blackout p50/p99/max | twice | wrong place | resets | FDB moves |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for item in found:
         moves = ", ".join(f"{count} × {number}" for number, count in sorted(item["fdb_moves"].items()))
         lines.append(
             f"| {item['name']} | {item['migrations']} ({item['accompanied']} beside another) | "
             f"{len(item['failures'])} | "
-            f"{_shown(item['qemu_pause'])} | {_shown(item['excess'])} | {_shown(item['machine'])} | "
+            f"{_shown(item['qemu_pause'])} | {_shown(item['card'])} | {_shown(item['card_machine'])} | "
+            f"{_shown(item['excess'])} | {_shown(item['machine'])} | "
             f"{_shown(item['delivery'])} | {_shown(item['outside'])} | "
             f"{item['duplicates']} | {item['misdelivered']} | {item['resets']} | {moves} |"
         )
@@ -531,6 +587,14 @@ def _shown(spread: dict[str, float]) -> str:
     return " / ".join(f"{value:.2f}" for value in spread.values()) or "—"
 
 
+_CURVES: Final = {
+    ("at_card", "-"): "beyond QEMU’s pause, at the card",
+    ("card_idle", ":"): "a guest that stays, at its card",
+    ("excess", "--"): "beyond QEMU’s pause, answered",
+    ("idle", "-."): "a guest that stays, answered",
+}
+
+
 def plot(found: Sequence[dict[str, Any]], directory: Path) -> None:
     """``migration.png`` and ``migration.svg``: how many migrations stayed below which silence."""
     import matplotlib  # here, for it takes a while and has no other use
@@ -540,9 +604,9 @@ def plot(found: Sequence[dict[str, Any]], directory: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for item in found:
-        for kind, style in (("excess", "-"), ("idle", ":")):
+        for kind, style in _CURVES:
             values = sorted(row[kind] for row in item["rows"] if row[kind] is not None)
-            label = f"{item['name']}: {'beyond QEMU’s pause' if kind == 'excess' else 'a guest that stays'}"
+            label = f"{item['name']}: {_CURVES[kind, style]}"
             share = [100 * (index + 1) / len(values) for index in range(len(values))]
             axes.step(values, share, style, where="post", label=label)
     for name, value in LIMITS.items():

@@ -566,7 +566,9 @@ class Handler:
             _own(item, uid)["completed"] = True
             noted = item["metadata"].setdefault("annotations", {})
             noted.pop(kinds.PAUSE_ANNOTATION, None)
+            noted.pop(kinds.STOPPED_ANNOTATION, None)
             if stopped is not None and resumed is not None:
+                noted[kinds.STOPPED_ANNOTATION] = f"{stopped:.6f}"
                 noted[kinds.PAUSE_ANNOTATION] = f"{(resumed - stopped) * 1000:.3f}"
 
         await self._change(vmi, completed)

@@ -32,6 +32,8 @@ OBSERVED_ANNOTATIONS: Final = {
 }
 PAUSE_ANNOTATION: Final = "lab.vmnet.io/qemu-pause-ms"
 """The lab's own: milliseconds from QEMU's STOP on the source to its RESUME on the target, in the newest migration."""
+STOPPED_ANNOTATION: Final = "lab.vmnet.io/qemu-stopped-at"
+"""The lab's own: when that STOP was, seconds since the epoch."""
 
 UNPAUSED_GATE: Final = "kubevirt.io/virtual-machine-unpaused"
 LAUNCHER_IMAGE: Final = "quay.io/kubevirt/virt-launcher:devel"

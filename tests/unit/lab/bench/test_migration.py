@@ -9,6 +9,8 @@ def row(**changes: object) -> Row:
         "to_guest": 52.5,
         "from_guest": 51.25,
         "noise": 3.0,
+        "card": 51.75,
+        "card_noise": 1.5,
         "lost": 40,
         "duplicates": 0,
         "key": "frame",
@@ -34,6 +36,13 @@ def test_noise_is_told_of_guests_that_stayed() -> None:
     assert row(noise=None).idle is None
 
 
+def test_at_the_card_counts_what_the_network_adds() -> None:
+    assert row().at_card == 0.75
+    assert row(card=50.5).at_card == 0.0
+    assert row(card=None).at_card is None
+    assert row().card_idle == 0.5
+
+
 def test_percentiles_are_values_that_were_seen() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert percentile([float(number) for number in range(100)], 0.99) == 99.0
@@ -49,7 +58,8 @@ def test_a_summary_leaves_nothing_out() -> None:
     assert found["fdb_moves"] == {"1": 2, "2": 1}
     assert found["keys"] == {"annotation": 1, "frame": 2}
     assert [item["excess"] for item in found["rows"]] == [1.5, 10.0, 1.5]
-    assert "| plain | 3 (1 beside another) | 0 | 50.00 / 50.00 / 50.00 | 1.50 / 10.00 / 10.00 |" in table([found])
+    shown = "| 50.00 / 50.00 / 50.00 | 0.75 / 0.75 / 0.75 | 0.50 / 0.50 / 0.50 | 1.50 / 10.00 / 10.00 |"
+    assert f"| plain | 3 (1 beside another) | 0 {shown}" in table([found])
 
 
 def test_a_series_without_figures_says_so() -> None:
