@@ -36,9 +36,23 @@ MIGRATIONS: Final = Counter(
     [*_MACHINE, "outcome"],
     registry=REGISTRY,
 )
+MIGRATION_PAUSE: Final = Histogram(
+    "vmnet_migration_pause_seconds",
+    "From the guest's last frame at the source to its first one at the target: the hypervisor's pause, from outside.",
+    _MACHINE,
+    buckets=_FAST,
+    registry=REGISTRY,
+)
 MIGRATION_BLACKOUT: Final = Histogram(
     "vmnet_migration_blackout_seconds",
-    "From the port's opening to the first frame that it carried towards the guest.",
+    "From the guest's last frame at the source to the first one that reached it at the target.",
+    _MACHINE,
+    buckets=_FAST,
+    registry=REGISTRY,
+)
+MIGRATION_DELIVERY: Final = Histogram(
+    "vmnet_migration_delivery_seconds",
+    "From the port's opening to the first frame that it carried towards the guest: the network's own part.",
     _MACHINE,
     buckets=_FAST,
     registry=REGISTRY,
@@ -191,7 +205,9 @@ def forget_machine(namespace: str, name: str) -> None:
     labels = {"namespace": namespace, "name": name}
     for metric in (
         MIGRATIONS,
+        MIGRATION_PAUSE,
         MIGRATION_BLACKOUT,
+        MIGRATION_DELIVERY,
         MIGRATION_CUT_OVER,
         MIGRATION_CONNECTIONS,
         MIGRATION_HAND_OVER,

@@ -264,7 +264,7 @@ async def _migrated(world: Any) -> bool:
         if re.fullmatch(r"n\d+", host["name"]):
             agents |= (await world.metrics(f"http://{host['ipv4']}:{METRICS_PORT}/metrics")).keys()
     controller = await world.metrics("http://127.0.0.1:9411/metrics")
-    wanted = {f"vmnet_migration_{what}_seconds_count" for what in ("blackout", "cut_over", "hand_over")}
+    wanted = {f"vmnet_migration_{what}_seconds_count" for what in ("blackout", "delivery", "cut_over", "hand_over")}
     return "vmnet_migrations_total" in controller and wanted | {"vmnet_migration_connections_total"} <= agents
 
 

@@ -24,7 +24,7 @@ from vmnet.kernel.api import Kernel, KernelError
 from vmnet.kube.api import PODS, Kube, KubeError
 from vmnet.model import addresses, names
 from vmnet.model.endpoint import Endpoint, MachineReference, PodReference, PortState
-from vmnet.model.migration import CutOver, Key
+from vmnet.model.migration import CutOver, Key, LastFrame
 from vmnet.model.names import InterfaceName
 from vmnet.model.network import Network
 from vmnet.runtime.tasks import TaskSet
@@ -263,9 +263,8 @@ class CutOvers:
                 log.info("machine %s/%s: no frame towards it within %g s", *machine_names(machine), FIRST_FRAME_TIMEOUT)
         sent = await self._announcer.settled(staged.endpoint)
         came_along = await self._arrivals.settled(staged.endpoint, CONNECTIONS_TIMEOUT)
-        if staged.first_frame_at is not None:
-            labels = (machine.namespace, machine.name, self._networks.node_name, staged.network.name)
-            metrics.MIGRATION_BLACKOUT.labels(*labels).observe(max(0.0, staged.first_frame_at - staged.opened_at))
+        last_frame = self._arrivals.last_frame(staged.endpoint)
+        self._measure(staged, machine, last_frame)
         cut_over = CutOver(
             machine=machine,
             network=staged.network.name,
@@ -277,12 +276,24 @@ class CutOvers:
             first_frame_at=staged.first_frame_at,
             announcements=sent.total(),
             source=self._source(staged.endpoint),
-            last_frame=self._arrivals.last_frame(staged.endpoint),
+            last_frame=last_frame,
             carried=came_along,
         )
         await self._write(staged.endpoint.pod, cut_over)
         self._stop_listening(staged)
         self._staged.pop(staged.endpoint.port, None)
+
+    def _measure(self, staged: _Staged, machine: MachineReference, last_frame: LastFrame | None) -> None:
+        """Count how long each part took; what nobody saw counts nowhere."""
+        labels = (machine.namespace, machine.name, self._networks.node_name, staged.network.name)
+        left_at = None if last_frame is None else last_frame.at
+        for metric, begun, ended in (
+            (metrics.MIGRATION_DELIVERY, staged.opened_at, staged.first_frame_at),
+            (metrics.MIGRATION_PAUSE, left_at, staged.frame_at),
+            (metrics.MIGRATION_BLACKOUT, left_at, staged.first_frame_at),
+        ):
+            if begun is not None and ended is not None:
+                metric.labels(*labels).observe(max(0.0, ended - begun))
 
     async def _write(self, pod: PodReference, cut_over: CutOver) -> None:
         endpoints = self._cluster.endpoints_of(f"{pod.namespace}/{pod.name}")

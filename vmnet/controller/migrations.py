@@ -250,13 +250,7 @@ class MigrationReconciler:
         ).inc()
         held = ", ".join(wanted["addresses"])
         if succeeded:
-            blackout, delivery = wanted["blackoutSeconds"], wanted["deliverySeconds"]
-            pause = f", blackout {blackout * 1000:.1f} ms" if blackout is not None else ""
-            if blackout is None and delivery is not None:
-                pause = f", first frame {delivery * 1000:.1f} ms after its port had opened"
-            message = (
-                f"moved from {migration.source_node} to {migration.target_node} with {held}{pause}{_along(wanted)}"
-            )
+            message = f"moved from {migration.source_node} to {migration.target_node} with {held}{_figures(wanted)}"
             await self._events.event(vmi, "NetworkMigrated", message)
             if network is not None:
                 await self._events.event(network, "MachineMigrated", f"{name} {message}")
@@ -321,6 +315,19 @@ def record(migration: Migration, network: str, allocation: objects.Allocated, se
 def _between(begin: float | None, end: float | None) -> float | None:
     """Seconds. Two nodes' clocks differ by what is known only nearly: what they make negative is nothing."""
     return None if begin is None or end is None else max(0.0, round(end - begin, 6))
+
+
+def _figures(wanted: Mapping[str, Any]) -> str:
+    """What an event says of how it went, as far as the target's agent has told it by then."""
+    seen = wanted.get("cutOver")
+    if seen is None:
+        return ""
+    times = {"pause": wanted["pauseSeconds"], "blackout": wanted["blackoutSeconds"]}
+    if times["blackout"] is None:
+        times["first frame after its port had opened"] = wanted["deliverySeconds"]
+    told = [f"{what} {seconds * 1000:.1f} ms" for what, seconds in times.items() if seconds is not None]
+    told += [f"opened by its {seen['key']}", f"{seen['announcements']} announcements"]
+    return ", " + ", ".join(told) + _along(wanted)
 
 
 def _along(wanted: Mapping[str, Any]) -> str:

@@ -218,7 +218,7 @@ SEEN = {
     "key": "frame",
     "opened_at": 1795426800.25,
     "frame_at": 1795426800.25,
-    "annotation_at": None,
+    "annotation_at": 1795426800.75,
     "first_frame_at": 1795426800.2503,
     "last_frame": {"at": 1795426800.2003, "error": 0.0005},
     "announcements": 9,
@@ -238,7 +238,9 @@ async def test_the_record_says_what_moved(migrated: Any) -> None:
         event = await migrated.told("NetworkMigrated", "moved from n1 to n2 with 192.168.0.3, fd00:10::3")
         network = await migrated.told("MachineMigrated", "blue/blue moved from n1 to n2")
     assert event["involvedObject"]["kind"] == "VirtualMachineInstance"
-    assert "blackout 50.0 ms" in event["message"]
+    figures = "pause 49.7 ms, blackout 50.0 ms, opened by its frame, 9 announcements, 12 connections came along"
+    assert event["message"] == f"moved from n1 to n2 with 192.168.0.3, fd00:10::3, {figures}"
+    assert network["message"] == f"blue/blue {event['message']}"
     assert network["involvedObject"]["kind"] == "ClusterUserDefinedNetwork"
     assert network["involvedObject"]["name"] == "happy-tenant"
     found = recorded(migrated.kube.peek(VMIS, "blue", "blue"))
@@ -247,6 +249,7 @@ async def test_the_record_says_what_moved(migrated: Any) -> None:
     assert found["blackoutSeconds"] == pytest.approx(0.05)
     assert found["pauseSeconds"] == pytest.approx(0.0497)
     assert found["deliverySeconds"] == pytest.approx(0.0003)
+    assert (found["cutOver"]["frameAt"], found["cutOver"]["annotationAt"]) == (1795426800.25, 1795426800.75)
     assert found["cutOver"]["lastFrameAt"] == 1795426800.2003
     assert found["cutOver"]["lastFrameError"] == 0.0005
     assert (found["cutOver"]["key"], found["cutOver"]["announcements"]) == ("frame", 9)
