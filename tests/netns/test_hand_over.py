@@ -263,7 +263,6 @@ class World:
         self.target_node = "n3" if self.node == "n2" else "n2"
         # A dead target's late frame may still have closed the port: it opens again a second later.
         await self.gates_are(**{self.node: "open"})
-        self.before = {node: len(self.moves(node, abroad=node == "n1")) for node in NODES}
         migration = f"migration-{self.count}"
         self.target = await self.launch(self.target_node, migration)
         await self.kubevirt_says(
@@ -280,6 +279,8 @@ class World:
             }
         )
         await self.gates_are(**{self.node: "open", self.target_node: "closed"})
+        # What an earlier test's dead target has said late is over by now.
+        self.before = {node: len(self.moves(node, abroad=node == "n1")) for node in NODES}
 
     async def speaks(self, name: str, *frames: Ether, then: str = "-") -> None:
         """Frames out of a pod's interface; ``then``: its guest ``runs`` or ``stands``."""
@@ -410,7 +411,8 @@ class World:
 
     async def asked(self) -> dict[str, Any]:
         text = await self.lab.kubectl("logs", "-n", SPACE, "asker", "--tail=1")
-        found: dict[str, Any] = json.loads(text) if text.strip() else {}
+        # Another line may have come between the last one and the end of the file.
+        found: dict[str, Any] = json.loads(text.strip().splitlines()[-1]) if text.strip() else {}
         return found
 
     async def answered_by(self, launcher: str) -> None:

@@ -217,7 +217,11 @@ class Announcer:
 
     def _tick(self) -> None:
         now = asyncio.get_running_loop().time()
-        for prepared in tuple(self._prepared.values()):
+        due = [prepared for prepared in self._prepared.values() if prepared.rounds.due(now)]
+        for network_id in {prepared.network for prepared in due} & self._sockets.keys():
+            # A loop that is late must not announce who has moved on meanwhile.
+            self._receive(network_id, self._sockets[network_id][names.VXLAN_L2])
+        for prepared in due:
             if prepared.rounds.due(now):
                 self._send_round(prepared, now)
         self._arm()

@@ -217,6 +217,21 @@ def test_a_reverse_arp_from_the_fabric_ends_the_series_of_its_machine_alone() ->
     in_virtual_time(body)
 
 
+def test_who_has_moved_on_is_not_announced_by_a_loop_that_is_late() -> None:
+    async def body(announcer: Announcer, wires: Wires) -> None:
+        await announcer.prepare(NETWORK, MTU, ENDPOINT)
+        announcer.announce(ENDPOINT, now())
+        wires.drain("vx0"), wires.drain("br0")
+        wires.far["vx0"].send(arp.encode(arp.reverse_announcement(MAC)))
+        # The timer is overdue, and the frame has not been looked at: whichever comes first in the loop's turn.
+        asyncio.get_running_loop().remove_reader(wires.opened[0])
+        reader = asyncio.create_task(keep_draining(wires))
+        assert (await announcer.settled(ENDPOINT))[Kind.RARP] == 1
+        reader.cancel()
+
+    in_virtual_time(body)
+
+
 def test_a_reverse_arp_from_the_fabric_is_told_even_when_nothing_is_being_announced() -> None:
     """Its port is closed then, and somebody has to ask whether that is right."""
     told: list[Endpoint] = []
